@@ -1,0 +1,162 @@
+"""What alignment costs: the byte law and the plain join against tokenising the same text with both tokenizers, on one thread.
+
+    python -m benchmarks.alignment [--assets DIR] [--source NAME_OR_FOLDER] [--target NAME_OR_FOLDER]
+
+Text is GSM8K, WikiText-2 and Python's standard library in documents of about 800 bytes. The rows' candidates are the tokens that follow the same
+token most often in that text, so that they collide, share prefixes and miss the true token about as a model's do. Times are medians
+of interleaved rounds.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("RAYON_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from lmfuse.align.byte_law import ByteLaw
+from lmfuse.align.first_piece import first_piece_map
+from lmfuse.align.join import Join
+from lmfuse.align.pair import Pair, build_pair
+from lmfuse.align.spans import align_many
+from lmfuse.bytes import ByteTokenizer
+from lmfuse.types import Document, Encoding, Rows, TopK
+
+DOCUMENT_BYTES = 800
+
+
+def corpus(assets: Path, num_bytes: int) -> list[str]:
+    """Return documents of about DOCUMENT_BYTES, a third each of word problems, prose and code."""
+    problems = [json.loads(line) for line in (assets / "data/gsm8k/train.jsonl").open()]
+    prose = (assets / "data/wikitext2/test.txt").read_text()
+    code = "".join(path.read_text(errors="ignore") for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[:60])
+    texts = ["\n\n".join(p["question"] + "\n" + p["answer"] for p in problems), prose, code]
+    windows = [text[at : at + DOCUMENT_BYTES] for text in texts for at in range(0, min(len(text), num_bytes // 3), DOCUMENT_BYTES)]
+    return [window for window in windows if window.strip()]
+
+
+def plausible_rows(encodings: list[Encoding], k: int, vocab_size: int) -> list[Rows]:
+    """Return rows whose candidates are the k most frequent followers of the token before, completed by the most frequent tokens."""
+    before = np.concatenate([encoding.ids[:-1] for encoding in encodings]).astype(np.int64)
+    after = np.concatenate([encoding.ids[1:] for encoding in encodings]).astype(np.int64)
+    bigrams, counts = np.unique(before * vocab_size + after, return_counts=True)
+    heads, followers = bigrams // vocab_size, bigrams % vocab_size
+    order = np.lexsort((-counts, heads))
+    heads, followers, counts = heads[order], followers[order], counts[order]
+    rank = np.arange(len(heads)) - np.searchsorted(heads, heads)
+    frequent = np.bincount(after, minlength=vocab_size).argsort()[::-1][:k]
+    ids = np.tile(frequent, (vocab_size, 1)).astype(np.int32)
+    weight = np.full((vocab_size, k), 0.01)
+    kept = rank < k
+    ids[heads[kept], rank[kept]], weight[heads[kept], rank[kept]] = followers[kept], counts[kept]
+    for slot in range(1, k):  # a frequent token that is a follower already stands for nothing
+        weight[(ids[:, :slot] == ids[:, slot : slot + 1]).any(1), slot] = 0.0
+    probs = 0.85 * weight / weight.sum(1, keepdims=True)
+    by_weight = np.argsort(-probs, axis=1)
+    ids, probs = np.take_along_axis(ids, by_weight, 1), np.take_along_axis(probs, by_weight, 1)
+    with np.errstate(divide="ignore"):
+        log_probs = np.log(probs).astype(np.float32)
+
+    def of(encoding: Encoding) -> Rows:
+        speaks = np.flatnonzero(encoding.starts >= 0)
+        head = encoding.ids[np.maximum(speaks - 1, 0)]
+        topk = TopK(ids[head], log_probs[head], np.full(len(head), np.log(0.15), np.float32), vocab_size)
+        at = topk.ids == encoding.ids[speaks][:, None]
+        nll = np.where(at.any(1), -np.where(at, topk.log_probs, -np.inf).max(1, initial=-np.inf), 9.0).astype(np.float32)
+        return Rows(encoding.starts[speaks], encoding.ends[speaks], encoding.ids[speaks].astype(np.int32), nll, topk)
+
+    return [of(encoding) for encoding in encodings]
+
+
+def timed(jobs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Return the median seconds of each job, run in turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(rounds):
+        for name, job in jobs.items():
+            begin = time.perf_counter()
+            job()
+            seconds[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def folder_of(name: str, assets: Path) -> Path:
+    """Return the folder of a tokenizer, given as one or as a name below the assets."""
+    return Path(name) if Path(name).is_dir() else assets / "tokenizers" / name
+
+
+def main() -> None:
+    """Print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--assets", type=Path, default=Path(__file__).resolve().parents[2] / "shared/assets")
+    parser.add_argument("--source", default="gpt_neox")
+    parser.add_argument("--target", default="llama2")
+    parser.add_argument("--megabytes", type=float, default=1.5)
+    parser.add_argument("--k", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=7)
+    given = parser.parse_args()
+
+    folders = [folder_of(name, given.assets) for name in (given.source, given.target)]
+    source, target = (ByteTokenizer.load(folder) for folder in folders)
+    texts = corpus(given.assets, int(given.megabytes * 1e6))
+    documents = [Document.plain(text) for text in texts]
+    of_source, of_target = source.encode_many(documents), target.encode_many(documents)
+    rows = plausible_rows(of_source, given.k, source.vocabulary.size)
+
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begin = time.perf_counter()
+    built = build_pair(source.vocabulary, target.vocabulary, target.first_pieces)
+    built_s = time.perf_counter() - begin
+    built_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) / 1024
+    tokens = first_piece_map(source.vocabulary, target.vocabulary, target.first_pieces)
+    pair = Pair.from_arrays(source.vocabulary, target.vocabulary, built.to_arrays(), tokens)
+
+    raw = [Tokenizer.from_file(str(folder / "tokenizer.json")) for folder in folders]
+    jobs = {
+        "tokenise": lambda: [tokenizer.encode_batch_fast(texts, add_special_tokens=False) for tokenizer in raw],
+        "byte_law": lambda: align_many(ByteLaw(), rows, of_target, pair),
+        "join": lambda: align_many(Join(), rows, of_target, pair),
+        "byte_law_by_document": lambda: [ByteLaw()(*document, pair) for document in zip(rows, of_target, strict=True)],
+    }
+    seconds = timed(jobs, given.rounds)
+    num_tokens = sum(len(encoding.ids) for encoding in of_target)
+    aligned = align_many(ByteLaw(), rows, of_target, pair)
+    figures = {
+        "target_tokens": num_tokens,
+        "documents": len(texts),
+        "byte_law_tokens_per_s": round(num_tokens / seconds["byte_law"]),
+        "byte_law_of_tokenising": round(seconds["byte_law"] / seconds["tokenise"], 4),
+        "join_tokens_per_s": round(num_tokens / seconds["join"]),
+        "join_of_tokenising": round(seconds["join"] / seconds["tokenise"], 4),
+        "one_document_ms": round(1000 * seconds["byte_law_by_document"] / len(texts), 3),
+        "goal_of_tokenising": 0.10,
+        "build_pair_s": round(built_s, 2),
+        "build_pair_peak_mb": round(built_mb),
+        "pair_mb": round(sum(table.nbytes for table in built.to_arrays().values()) / 1e6, 1),
+        "coverage": round(float(np.mean(np.concatenate([part.taught for part in aligned]))), 4),
+        "lost_mass": round(float(np.mean(np.concatenate([part.lost_mass for part in aligned]))), 5),
+    }
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "numpy": np.__version__}
+    print(json.dumps({"benchmark": "alignment", "figures": figures, "source": folders[0].name, "target": folders[1].name, "k": given.k,
+                      "machine": machine, "commit": commit, "command": " ".join(sys.argv)}))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""The command line: one thin command per stage. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from lmfuse import __version__
+from lmfuse.errors import LmfuseError
+
+app = typer.Typer(
+    name="lmfuse",
+    help="Make one language model out of several, whatever their tokenizers, and measure whether it helped.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
+OutOption = Annotated[Optional[Path], typer.Option("--out", help="Folder of the run; default: runs/NAME.", show_default=False)]  # noqa: UP045
+CacheOption = Annotated[
+    Optional[Path],
+    typer.Option(
+        "--cache", help="Folder of the artefacts that all runs share; default: $LMFUSE_CACHE or ~/.cache/lmfuse.", show_default=False
+    ),
+]  # noqa: UP045, E501
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lmfuse {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    pass
+
+
+@app.command()
+def plan(recipe: RecipeArgument, cache: CacheOption = None) -> None:
+    """Check everything that can be checked before any weight is read; say what the run will need."""
+    from lmfuse import plan as planning
+    from lmfuse.recipe import load_recipe
+
+    planning.show(planning.make_plan(load_recipe(recipe), recipe.parent, cache))
+
+
+@app.command()
+def run(recipe: RecipeArgument, out: OutOption = None, cache: CacheOption = None) -> None:
+    """Execute a recipe: collect, align, fuse, train every arm, evaluate, report. Running it again continues or reuses."""
+    from lmfuse.pipeline import Pipeline
+
+    with Pipeline.open(recipe, out, cache) as pipeline:
+        pipeline.run()
+
+
+@app.command()
+def collect(
+    recipe: RecipeArgument,
+    source: Annotated[Optional[str], typer.Option(help="Only this source.", show_default=False)] = None,  # noqa: UP045
+    out: OutOption = None,
+    cache: CacheOption = None,
+) -> None:
+    """Collect the rows of the recipe's sources and stop: what a teacher machine does for a student machine."""
+    from lmfuse.pipeline import Pipeline
+
+    with Pipeline.open(recipe, out, cache) as pipeline:
+        pipeline.collect_only(source)
+
+
+@app.command()
+def align(
+    target: Annotated[str, typer.Argument(help="Target model: folder or hub name.", show_default=False)],
+    source: Annotated[str, typer.Argument(help="Source model: folder or hub name.", show_default=False)],
+    text: Annotated[Path, typer.Option(help="A text file to look at both tokenizers on.", show_default=False)],
+) -> None:
+    """Show how well a source's tokens fit a target's: common boundaries, shared vocabulary, what is lost."""
+    from lmfuse import doctor
+
+    doctor.show(doctor.examine(target, source, text))
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    arm: Annotated[str, typer.Option(help="The arm to train.")] = "fused",
+    out: OutOption = None,
+    cache: CacheOption = None,
+) -> None:
+    """Train one arm of a recipe, with everything that it needs first, and stop."""
+    from lmfuse.pipeline import Pipeline
+
+    with Pipeline.open(recipe, out, cache) as pipeline:
+        pipeline.train_only(arm)
+
+
+@app.command()
+def evaluate(
+    models: Annotated[list[str], typer.Argument(help="Models: folders or hub names. Each is compared with the first.", show_default=False)],
+    text: Annotated[list[Path], typer.Option(help="Text files (.txt, .jsonl, .parquet); each is a domain.", show_default=False)],
+    field: Annotated[str, typer.Option(help="Template of a record's text.")] = "{text}",
+    limit: Annotated[Optional[int], typer.Option(help="Documents of each file.", show_default=False)] = None,  # noqa: UP045
+    window_tokens: Annotated[int, typer.Option(help="Longest window in tokens.")] = 512,
+) -> None:
+    """Measure bits per byte of any models on the same windows of text, with paired intervals."""
+    from lmfuse import compare
+
+    compare.show(compare.compare(models, text, field, limit, window_tokens))
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)]) -> None:
+    """Render a run's report again from its result files."""
+    from lmfuse.report.page import render_folder
+
+    typer.echo(render_folder(folder))
+
+
+@app.command()
+def methods(
+    name: Annotated[Optional[str], typer.Argument(help="Show one method in full.", show_default=False)] = None,  # noqa: UP045
+) -> None:
+    """List every method, or explain one."""
+    from lmfuse import catalogue
+
+    if name is not None:
+        entry = catalogue.find(name)
+        typer.echo(f"{entry.name} ({entry.family.key})\n\n{entry.text}\n")
+        for parameter in entry.parameters:
+            typer.echo(f"  {parameter.name}: {parameter.kind}, default {parameter.default}")
+        return
+    for family in catalogue.FAMILIES:
+        typer.echo(f"{family.key}: {family.question}")
+        for entry in catalogue.entries():
+            if entry.family is family:
+                typer.echo(f"  {entry.name:<16} {entry.summary}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
+    cache: CacheOption = None,
+    show_recipe: Annotated[bool, typer.Option("--show-recipe", help="Print the demo's recipe and stop.")] = False,
+) -> None:
+    """Fuse three small models that ship with the package into a fourth, in two minutes, without network or GPU."""
+    from lmfuse import demo as embedded
+
+    if show_recipe:
+        typer.echo(embedded.recipe_text())
+        return
+    embedded.run(out, cache)
+
+
+def main() -> None:
+    """Run the command line; turn our errors into two lines and the documented exit code."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        app()
+    except LmfuseError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        if error.hint:
+            typer.echo(f"  try: {error.hint}", err=True)
+        sys.exit(error.exit_code)
+    except MemoryError:
+        typer.secho("error: out of memory", fg="red", err=True)
+        typer.echo("  try: a smaller batch (rows.batch_tokens, train.batch_documents), or bfloat16 weights", err=True)
+        sys.exit(5)
+    except KeyboardInterrupt:
+        typer.secho("interrupted; the same command continues", fg="yellow", err=True)
+        sys.exit(130)

@@ -1,0 +1,54 @@
+"""What a run shows while it works: one line a stage, a bar with tokens per second and time left where there is a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.finished_speed or task.speed or 0:,.0f} tokens/s", style="dim")
+
+
+class Console:
+    """A thin layer over rich that also reads well in a log file."""
+
+    def __init__(self) -> None:
+        self.rich = RichConsole(stderr=True, highlight=False)
+
+    def say(self, text: str, style: str = "") -> None:
+        """Print one line; the text is shown as it is, whatever brackets it has."""
+        self.rich.print(escape(text), style=style or None)
+
+    def warn(self, text: str) -> None:
+        """Print one line that a reader should not miss."""
+        self.say(f"note: {text}", style="yellow")
+
+    def table(self, table: Table) -> None:
+        """Print a table."""
+        self.rich.print(table)
+
+    @contextmanager
+    def task(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Show work of ``total`` tokens; yields what the work calls with the tokens just done."""
+        started, done = time.monotonic(), 0
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), _Speed(), TimeRemainingColumn())
+        with Progress(*columns, console=self.rich, transient=True, disable=not self.rich.is_terminal) as progress:
+            bar = progress.add_task(escape(title), total=total)
+
+            def advance(tokens: int) -> None:
+                nonlocal done
+                done += tokens
+                progress.advance(bar, tokens)
+
+            yield advance
+        seconds = time.monotonic() - started
+        self.say(f"{title}: {done:,} tokens in {seconds:.1f} s ({done / max(seconds, 1e-9):,.0f} tokens/s)", style="dim")

@@ -1,0 +1,68 @@
+"""The text of a run: read, kept apart, checked for overlap, cut into windows that every model can read whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmfuse.artefacts import content_key
+from lmfuse.bytes import ByteTokenizer
+from lmfuse.errors import TextError
+from lmfuse.overlap import refuse_overlap
+from lmfuse.recipe import Text
+from lmfuse.splits import deduplicate, split_held_out
+from lmfuse.text import TextSpec, read_documents
+from lmfuse.types import Document
+from lmfuse.windows import fit_windows
+
+SPLITS = ("train", "held_out", "evaluation")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Windows by split, and what was dropped on the way."""
+
+    splits: Mapping[str, tuple[Document, ...]]
+    counters: Mapping[str, int]
+
+    def key(self, split: str) -> str:
+        """Return the identity of a split: its windows, in order, and the domains they count for."""
+        return content_key([[document.id, document.domain] for document in self.splits[split]])
+
+    def domains(self, split: str) -> list[str]:
+        """Return the domains of a split, sorted."""
+        return sorted({document.domain for document in self.splits[split]})
+
+
+def _read(specs: Sequence[TextSpec], base: Path) -> list[Document]:
+    return [document for spec in specs for document in read_documents(spec, base)]
+
+
+def prepare_corpus(text: Text, base: Path, tokenizers: Sequence[ByteTokenizer], contexts: Sequence[int]) -> Corpus:
+    """Read all text of a recipe and cut it into windows of at most ``text.window_tokens`` tokens of every tokenizer.
+
+    Raises:
+        TextError: missing or malformed files; overlap between training and evaluation text; nothing left in a split.
+    """
+    train, dropped = deduplicate(_read(text.train, base))
+    evaluation = _read(text.evaluation, base)
+    refuse_overlap(train, evaluation, max_share=text.max_overlap)
+    kept, held_out = split_held_out(train, text.held_out, seed=text.seed)
+    limits = [min(text.window_tokens, context) for context in contexts]
+    splits: dict[str, tuple[Document, ...]] = {}
+    counters = {"duplicate_documents": dropped}
+    for split, documents in zip(SPLITS, (kept, held_out, evaluation), strict=True):
+        windows = fit_windows(documents, tokenizers, limits)
+        unique, twice = deduplicate(windows.documents)
+        splits[split] = tuple(unique)
+        counters |= {f"{split}_{name}": count for name, count in windows.counters.items()} | {f"{split}_duplicate_windows": twice}
+        if not unique:
+            raise TextError(f"text.{split}: no text is left after cutting windows", hint="give more text, or a larger text.window_tokens")
+    missing = {document.domain for document in splits["evaluation"]} - {document.domain for document in splits["held_out"]}
+    if missing:
+        raise TextError(
+            f"text: no held-out training text in the evaluated domain {sorted(missing)[0]!r}",
+            hint="give every evaluated domain training text of at least two documents, or raise text.held_out",
+        )
+    return Corpus(splits, counters)

@@ -1,0 +1,1 @@
+"""From S aligned sources to one teacher: choose one, or blend them."""

@@ -1,0 +1,173 @@
+"""What can be said of a model without reading its weights, and the hash that identifies it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmfuse.artefacts import content_key, write_atomic
+from lmfuse.bytes import ByteTokenizer
+from lmfuse.errors import LmfuseError, ModelError
+from lmfuse.model_files import ModelFolder, ModelSpec, check_folder, local_folder
+
+UNLIMITED_CONTEXT = 1 << 30
+WORTH_CACHING = 16 << 20  # bytes; hashing less than this costs no more than looking the hash up
+CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model is, before any weight is read.
+
+    Attributes:
+        architecture: the transformers class it will be.
+        parameters: numbers in its weight files; tied weights that are stored once count once.
+        bytes_on_disk: size of its weight files.
+        context: the most tokens it reads at once.
+        hidden_size: width of its final hidden states.
+        num_layers: how many blocks it stacks.
+        vocab_size: rows of its output, padding included.
+        tokenizer_size: ids of its tokenizer.
+        licence: what its folder says, or ``""``.
+        dtype: the type of most of its numbers on disk, as safetensors spells it.
+        key: a hash of its configuration and weights; other weights, another key.
+    """
+
+    architecture: str
+    parameters: int
+    bytes_on_disk: int
+    context: int
+    hidden_size: int
+    num_layers: int
+    vocab_size: int
+    tokenizer_size: int
+    licence: str
+    dtype: str
+    key: str
+
+
+def inspect_model(spec: ModelSpec, cache: Path | None = None) -> ModelFacts:
+    """Judge a model by its configuration, the headers of its weight files and its tokenizer.
+
+    Args:
+        spec: the model.
+        cache: folder in which hashes of large files are remembered; default ``$LMFUSE_CACHE`` or ``~/.cache/lmfuse``.
+
+    Raises:
+        ModelError: see ``check_folder``; or the tokenizer has more ids than the model has rows.
+        TokenizerError: the tokenizer cannot be read as bytes.
+    """
+    checked = check_folder(local_folder(spec))
+    config = load_config(checked).get_text_config(decoder=True)
+    tokenizer = ByteTokenizer.load(checked.path, spec.document_start)
+    check_vocabulary(checked.path, tokenizer.vocabulary.size, config.vocab_size)
+    entries = [entry for header in checked.headers.values() for entry in header.tensors.values()]
+    numbers: Counter[str] = Counter()
+    for entry in entries:
+        numbers[entry.dtype] += entry.size
+    return ModelFacts(
+        architecture=architecture_of(checked),
+        parameters=sum(entry.size for entry in entries),
+        bytes_on_disk=sum(header.num_bytes for header in checked.headers.values()),
+        context=context_of(config),
+        hidden_size=int(config.hidden_size),
+        num_layers=int(config.num_hidden_layers),
+        vocab_size=int(config.vocab_size),
+        tokenizer_size=tokenizer.vocabulary.size,
+        licence=licence_of(checked.path),
+        dtype=max(numbers, key=lambda name: (numbers[name], name), default=""),
+        key=model_key(checked, cache),
+    )
+
+
+def load_config(checked: ModelFolder) -> Any:
+    """Return the transformers configuration of a checked folder, every default filled in.
+
+    Raises:
+        ModelError: transformers refuses it, or it describes an encoder-decoder.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(str(checked.path), local_files_only=True, trust_remote_code=False)
+    except Exception as reason:  # configuration classes raise whatever their validators raise
+        what = next(iter(str(reason).splitlines()), type(reason).__name__)
+        raise ModelError(f"{checked.path / 'config.json'} cannot be used: {what}", "fetch or write the file again") from reason
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{checked.path}: model_type {config.model_type!r} is an encoder-decoder", "use a decoder-only language model")
+    return config
+
+
+def architecture_of(checked: ModelFolder) -> str:
+    """Return the name of the causal language model class of a checked folder."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[checked.config["model_type"]])
+
+
+def context_of(config: Any) -> int:
+    """Return the most tokens that a model reads at once; ``UNLIMITED_CONTEXT`` where its configuration sets no limit (recurrent models)."""
+    values = (getattr(config, name, None) for name in CONTEXT_NAMES)
+    return next((value for value in values if isinstance(value, int) and value > 0), UNLIMITED_CONTEXT)
+
+
+def check_vocabulary(where: Path | str, tokenizer_size: int, rows: int) -> None:
+    """Refuse a tokenizer with ids that the model has no row for. More rows than ids are padding.
+
+    Raises:
+        ModelError: the tokenizer is larger than the model.
+    """
+    if tokenizer_size > rows:
+        raise ModelError(
+            f"{where}: the tokenizer has {tokenizer_size} ids, the model only {rows} rows", "the folder mixes the files of two models"
+        )
+
+
+def model_key(checked: ModelFolder, cache: Path | None = None) -> str:
+    """Return 32 hex digits that change whenever the configuration or any weight changes."""
+    weights = [[path.name, _file_hash(path, cache)] for path in sorted(checked.headers)]
+    config = hashlib.sha256((checked.path / "config.json").read_bytes()).hexdigest()
+    return content_key({"config": config, "weights": weights})
+
+
+def _file_hash(path: Path, cache: Path | None) -> str:
+    """Return the SHA-256 of a file's content; for a large file remembered under everything that the system knows of its last change."""
+    real = path.resolve()
+    state = real.stat()
+    folder = cache or Path(os.environ.get("LMFUSE_CACHE") or Path.home() / ".cache" / "lmfuse")
+    name = content_key([str(real), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino])
+    remembered = folder / "hashes" / name
+    if state.st_size >= WORTH_CACHING:
+        with suppress(OSError, UnicodeDecodeError):
+            digest = remembered.read_text(encoding="ascii")
+            if re.fullmatch("[0-9a-f]{64}", digest):
+                return digest
+    with real.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if state.st_size >= WORTH_CACHING:
+        with suppress(OSError, LmfuseError):  # a cache that cannot be written costs time, nothing else
+            remembered.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(remembered, digest.encode())
+    return digest
+
+
+def licence_of(folder: Path) -> str:
+    """Return the licence that a model's folder names: in the front matter of its README, or by the first line of its LICENSE; else ``""``."""
+    with suppress(OSError):
+        text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+        matter = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+        found = dict(re.findall(r"^(license(?:_name)?):\s*(\S.*?)\s*$", matter[1], re.MULTILINE)) if matter else {}
+        name = found.get("license_name") if found.get("license", "other").strip("'\"") == "other" else found.get("license")
+        if name:
+            return str(name).strip("'\"")
+    for path in sorted(folder.glob("LICEN[SC]E*")):
+        with suppress(OSError):
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            return next((line.strip() for line in lines if line.strip()), "")
+    return ""

@@ -1,0 +1,196 @@
+"""A model's folder, judged before any weight is read: where it is, whether it is whole, and that nothing in it can run or point elsewhere."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass as plain_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from lmfuse.errors import ModelError, ResourceError
+from lmfuse.safetensors_header import SafetensorsHeader, read_header
+
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+HUB_FILES = ["model*.safetensors", "*.json", "tokenizer.model", "merges.txt", "vocab.txt", "README.md", "LICENSE*"]
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class ModelSpec:
+    """Which model, and how to hold it.
+
+    Attributes:
+        model: a folder, or a name on the Hugging Face hub.
+        revision: a branch, tag or commit on the hub.
+        dtype: the type of the weights in memory.
+        document_start: what stands before a plain text: ``auto``, or a token as the tokenizer spells it.
+        name: how reports call it; by default the last part of ``model``.
+    """
+
+    model: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    document_start: str = "auto"
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        """Return the name in reports.
+
+        >>> ModelSpec("HuggingFaceTB/SmolLM2-135M").label
+        'SmolLM2-135M'
+        """
+        return self.name or Path(self.model).name
+
+
+@plain_dataclass(frozen=True)
+class ModelFolder:
+    """A folder that passed every check: its parsed ``config.json`` and the headers of its weight files."""
+
+    path: Path
+    config: Mapping[str, Any]
+    headers: Mapping[Path, SafetensorsHeader]
+
+
+def local_folder(spec: ModelSpec) -> Path:
+    """Return the folder of a model, fetched from the hub if it is not a folder here. Only weights, JSON and tokenizer files are fetched, never code.
+
+    Raises:
+        ModelError: there is no such folder or hub name.
+        ResourceError: the disk is full.
+    """
+    folder = Path(spec.model).expanduser()
+    if folder.is_dir():
+        if spec.revision:
+            raise ModelError(
+                f"{folder} is a folder, but revision {spec.revision!r} was asked for", "drop the revision; only hub names have one"
+            )
+        return folder
+    if folder.exists() or not HUB_NAME.fullmatch(spec.model) or spec.model.startswith("."):
+        raise ModelError(f"{spec.model!r} is neither a folder nor a hub name", "give a model's folder, or owner/name as on the hub")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(spec.model, revision=spec.revision, allow_patterns=HUB_FILES, ignore_patterns=["*/*"]))
+    except Exception as reason:  # the hub's client has a dozen unrelated error classes; all mean that there is no model here
+        if isinstance(reason, OSError) and reason.errno == errno.ENOSPC:
+            raise ResourceError(f"no space left on disk while fetching {spec.model}", "free some, or move HF_HOME") from reason
+        what = next(iter(str(reason).splitlines()), type(reason).__name__)
+        raise ModelError(
+            f"{spec.model!r} is no folder here and cannot be fetched: {what}", "check the name, the network, HF_TOKEN"
+        ) from reason
+
+
+def check_folder(folder: Path) -> ModelFolder:
+    """Check everything about a model's folder that can be known without reading weights.
+
+    Raises:
+        ModelError: the configuration is missing, broken, of an unknown or unfit architecture or wants remote code; the weights
+            are missing, pickled, quantized, truncated, incomplete, or named outside the folder.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(f"{folder} is an adapter, not a whole model", "merge it into its base model and save that")
+    config = _read_json(folder / "config.json")
+    _check_architecture(folder, config)
+    headers = {path: read_header(path) for path in _weight_files(folder)}
+    seen: dict[str, Path] = {}
+    for path, header in headers.items():
+        for name in header.tensors:
+            if name in seen:
+                raise ModelError(f"{folder}: tensor {name} stands in {seen[name].name} and in {path.name}", "save the model again")
+            seen[name] = path
+    return ModelFolder(folder, config, headers)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path} is missing", "a model's folder holds config.json, model.safetensors and tokenizer.json") from None
+    except (OSError, ValueError, RecursionError) as reason:
+        raise ModelError(f"{path} is broken: {reason}", "fetch or write the file again") from reason
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds a {type(value).__name__}, expected an object", "fetch or write the file again")
+    return value
+
+
+def _check_architecture(folder: Path, config: Mapping[str, Any]) -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    kind = config.get("model_type")
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and config.get("auto_map"):
+        raise ModelError(
+            f"{folder} wants remote code (auto_map, model_type {kind!r})", "lmfuse never runs it; use a model that transformers knows"
+        )
+    for key, value in _strings(config):
+        if "_implementation" in key and "/" in value:
+            raise ModelError(f"{folder} wants remote code ({key} = {value!r})", "remove the key from config.json")
+    if not isinstance(kind, str):
+        raise ModelError(f"{folder / 'config.json'} names no model_type", "is this the folder of a transformers model?")
+    if kind not in CONFIG_MAPPING_NAMES:
+        close = get_close_matches(kind, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, n=1)
+        guess = f"; did you mean {close[0]!r}?" if close else ""
+        raise ModelError(f"{folder}: unknown model_type {kind!r}{guess}", "a newer transformers may know it")
+    if config.get("is_encoder_decoder") or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        what = "is an encoder-decoder" if config.get("is_encoder_decoder") else "has no causal language model"
+        raise ModelError(f"{folder}: model_type {kind!r} {what}", "use a decoder-only language model")
+    if config.get("quantization_config"):
+        method = dict(config["quantization_config"]).get("quant_method", "unknown")
+        raise ModelError(f"{folder} is quantized ({method})", "use the unquantized model, or dequantize and save it")
+
+
+def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every string of a nested configuration with the path of keys that leads to it."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _strings(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner, key)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / SINGLE).exists():  # the order in which transformers looks
+        return [folder / SINGLE]
+    if (folder / INDEX).exists():
+        return _shards(folder)
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if pickled:
+        raise ModelError(f"{folder} holds only pickled weights ({pickled[0]})", "pickles can run code; save the model as safetensors")
+    raise ModelError(f"{folder} holds no {SINGLE} and no {INDEX}", "save the model with save_pretrained")
+
+
+def _shards(folder: Path) -> list[Path]:
+    """Return the files that an index names, once it is certain that all of them lie in its folder and hold what it promises."""
+    weight_map = _read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ModelError(f"{folder / INDEX} has no weight_map", "save the model again")
+    root = folder.resolve()
+    if root.parent.name == "snapshots" and (root.parents[1] / "blobs").is_dir():
+        root = root.parents[1]  # the hub's cache: snapshots are links into its blobs
+    paths = {}
+    for name in sorted(set(weight_map.values())):
+        path = folder / name
+        if "\\" in name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts or not path.resolve().is_relative_to(root):
+            raise ModelError(f"{folder / INDEX} points outside its folder: {name!r}", "do not use this model; tell whoever published it")
+        if path.suffix != ".safetensors":
+            raise ModelError(f"{folder / INDEX} names {name!r}, which is no .safetensors file", "save the model as safetensors")
+        if not path.is_file():
+            raise ModelError(f"{path} is missing, but the index names it", "fetch the model again")
+        paths[name] = path
+    held = {name: read_header(path).tensors for name, path in paths.items()}
+    for tensor, name in weight_map.items():
+        if tensor not in held[name]:
+            raise ModelError(f"{folder / name} does not hold {tensor}, which the index promises", "fetch the model again")
+    return list(paths.values())

@@ -1,0 +1,193 @@
+"""What a run will need and what would stop it, found out before any weight is read."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lmfuse.corpus import Corpus, prepare_corpus
+from lmfuse.errors import LmfuseError, ResourceError
+from lmfuse.models import ModelFacts, ModelSpec, inspect_model, load_tokenizer
+from lmfuse.recipe import Recipe, model_specs
+from lmfuse.workspace import cache_folder
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+TRAINING_BYTES_PER_WEIGHT = 16  # float32 weight, gradient and two moments
+ACTIVATION_FLOATS = 6  # kept per token and square root of the weights, by a transformer without checkpointing; a rough upper bound
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class ModelNeeds:
+    """One model: what it is, what its tokenizer does to the text, and the memory it needs to be read."""
+
+    label: str
+    architecture: str
+    parameters: int
+    context: int
+    vocab_size: int
+    licence: str
+    tokenizer: str
+    shared_vocabulary: float
+    train_tokens: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that could be found out, what would stop the run, and what a reader should know."""
+
+    models: tuple[ModelNeeds, ...]
+    documents: dict[str, int]
+    disk_needed_bytes: int
+    disk_free_bytes: int
+    memory_needed_bytes: int
+    memory_free_bytes: int
+    notes: tuple[str, ...] = ()
+    problems: tuple[LmfuseError, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for plan.json; memory and disk of this machine are left out, a plan is about the recipe."""
+        values = asdict(self) | {"problems": [str(problem) for problem in self.problems]}
+        return {name: value for name, value in values.items() if not name.endswith("_free_bytes")}
+
+
+def free_memory() -> int:
+    """Return the bytes of memory that a new process can have, on Linux from /proc, elsewhere the physical memory."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import os
+
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def free_disk(folder: Path) -> int:
+    """Return the free bytes where a folder is or will be."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+class _Problems(list[LmfuseError]):
+    """Collects our errors instead of stopping at the first one."""
+
+    def attempt(self, work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except LmfuseError as error:
+            self.append(error)
+            return None
+
+
+def make_plan(recipe: Recipe, base: Path, cache: Path | None = None) -> Plan:
+    """Check a recipe's models, tokenizers and text, and add up what a run of it needs."""
+    specs = model_specs(recipe, base)
+    problems = _Problems()
+    facts = {label: problems.attempt(partial(inspect_model, spec)) for label, spec in specs.items()}
+    tokenizers = {label: problems.attempt(partial(load_tokenizer, spec)) for label, spec in specs.items()}
+    corpus = None
+    if not problems:
+        contexts = [facts[label].context for label in specs]
+        corpus = problems.attempt(lambda: prepare_corpus(recipe.text, base, list(tokenizers.values()), contexts))
+    if corpus is None:
+        return Plan((), {}, 0, free_disk(cache_folder(cache)), 0, free_memory(), (), tuple(problems))
+    needs = tuple(_model_needs(label, specs[label], facts[label], tokenizers, corpus) for label in specs)
+    return _judge(recipe, needs, facts, corpus, problems, cache_folder(cache))
+
+
+def _model_needs(label: str, spec: ModelSpec, facts: ModelFacts, tokenizers: dict[str, Any], corpus: Corpus) -> ModelNeeds:
+    tokenizer, target = tokenizers[label], tokenizers["target"]
+    mine = {tokenizer.vocabulary.bytes_of(i) for i in range(tokenizer.vocabulary.size)} - {b""}
+    theirs = {target.vocabulary.bytes_of(i) for i in range(target.vocabulary.size)} - {b""}
+    return ModelNeeds(
+        label, facts.architecture, facts.parameters, facts.context, tokenizer.vocabulary.size, facts.licence,
+        tokenizer.lossy or "exact", len(mine & theirs) / max(len(theirs), 1),
+        sum(len(tokenizer.encode(document).ids) for document in corpus.splits["train"]), facts.parameters * BYTES[spec.dtype],
+    )  # fmt: skip
+
+
+def _judge(recipe: Recipe, needs: tuple[ModelNeeds, ...], facts: dict[str, Any], corpus: Corpus, problems: _Problems, cache: Path) -> Plan:
+    target = needs[0]
+    row_bytes = {model.label: recipe.rows.k * (4 if model.vocab_size <= 65536 else 6) + 10 for model in needs}
+    collected = [model for model in needs if model.label != "target" or _target_rows_wanted(recipe)]
+    runs = (len(recipe.resolved_arms) + max(len(recipe.learning_rates) - 1, 0)) * len(recipe.seeds)
+    checkpoint = target.parameters * 12 * 2
+    disk = sum(model.train_tokens * row_bytes[model.label] for model in collected) + runs * target.memory_bytes + checkpoint
+    step_tokens = recipe.train.batch_documents * recipe.text.window_tokens
+    activations = (
+        step_tokens
+        * int(ACTIVATION_FLOATS * target.parameters**0.5 * 30)
+        * BYTES[recipe.train.precision]
+        // (10 if recipe.train.gradient_checkpointing else 1)
+    )
+    training = target.parameters * TRAINING_BYTES_PER_WEIGHT + activations
+    memory = max(training, *(model.memory_bytes + recipe.rows.batch_tokens * 4 * 4096 for model in needs))
+    free, room = free_disk(cache), free_memory()
+    if disk > free:
+        problems.append(
+            ResourceError(
+                f"the run needs about {disk / GIB:.1f} GiB of disk in {cache}, {free / GIB:.1f} GiB are free",
+                hint="lower rows.k, use fewer arms or seeds, or name another --cache",
+            )
+        )  # noqa: E501
+    if memory > room and recipe.device in ("auto", "cpu"):
+        problems.append(
+            ResourceError(
+                f"the run needs about {memory / GIB:.1f} GiB of memory, {room / GIB:.1f} GiB are free",
+                hint="lower train.batch_documents or rows.batch_tokens, or set train.gradient_checkpointing",
+            )
+        )  # noqa: E501
+    documents = {split: len(windows) for split, windows in corpus.splits.items()}
+    return Plan(needs, documents, disk, free, memory, room, tuple(_notes(needs, corpus)), tuple(problems))
+
+
+def _target_rows_wanted(recipe: Recipe) -> bool:
+    return any(arm.teacher == "self" or arm.include_target for arm in recipe.resolved_arms)
+
+
+def _notes(needs: tuple[ModelNeeds, ...], corpus: Corpus) -> list[str]:
+    notes = [
+        f"{m.label}: lossy tokenizer ({m.tokenizer}); what it cannot represent is masked and counted"
+        for m in needs
+        if m.tokenizer != "exact"
+    ]
+    notes += [f"{m.label}: no licence found; check that you may use it" for m in needs if not m.licence]
+    small = [d for d in corpus.domains("evaluation") if sum(x.domain == d for x in corpus.splits["evaluation"]) < 30]
+    return notes + [f"domain {domain}: fewer than 30 evaluation documents; intervals will be wide" for domain in small]
+
+
+def show(plan: Plan) -> None:
+    """Print a plan; stop with its first problem.
+
+    Raises:
+        LmfuseError: whatever would have stopped the run.
+    """
+    from rich.table import Table
+
+    from lmfuse.console import Console
+
+    console = Console()
+    table = Table("model", "architecture", "parameters", "context", "vocabulary", "shared", "train tokens", "tokenizer", "licence")
+    for m in plan.models:
+        table.add_row(m.label, m.architecture, f"{m.parameters / 1e6:,.0f} M", f"{m.context:,}", f"{m.vocab_size:,}",
+                      f"{m.shared_vocabulary:.0%}", f"{m.train_tokens:,}", m.tokenizer, m.licence or "?")  # fmt: skip
+    if plan.models:
+        console.table(table)
+        console.say("windows: " + ", ".join(f"{split} {count:,}" for split, count in plan.documents.items()))
+        console.say(f"disk: about {plan.disk_needed_bytes / GIB:.2f} GiB of {plan.disk_free_bytes / GIB:.1f} free; "
+                    f"memory: about {plan.memory_needed_bytes / GIB:.2f} GiB of {plan.memory_free_bytes / GIB:.1f} free")  # fmt: skip
+    for note in plan.notes:
+        console.warn(note)
+    for problem in plan.problems[1:]:
+        console.say(f"error: {problem}", style="red")
+    if plan.problems:
+        raise plan.problems[0]
+    console.say("nothing stands in the way", style="green")

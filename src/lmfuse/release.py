@@ -1,0 +1,66 @@
+"""What a finished run leaves behind: report.json, the page, and the model with its card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lmfuse.artefacts import is_complete, publish, write_atomic
+from lmfuse.report.page import headline, render_folder
+
+
+def comparisons_of_interest(arms: list[str], sources: list[str], result: str) -> list[tuple[str, str]]:
+    """Return which pairs a reader wants to see: the result against controls, other arms and sources; the controls among themselves.
+
+    >>> comparisons_of_interest(["clm", "self", "fused"], ["qwen"], "fused")
+    [('fused', 'clm'), ('fused', 'self'), ('fused', 'target'), ('fused', 'qwen'), ('self', 'clm'), ('clm', 'target')]
+    """
+    others = [arm for arm in arms if arm not in ("clm", "self", result)]
+    controls = [arm for arm in ("clm", "self") if arm in arms and arm != result]
+    pairs = [(result, other) for other in (*controls, "target", *others, *sources)]
+    pairs += [(arm, "clm") for arm in (*(c for c in controls if c == "self"), *others) if "clm" in arms and arm != "clm"]
+    return pairs + ([("clm", "target")] if result != "clm" else [])
+
+
+def model_card(report: Mapping[str, Any], recipe_yaml: str) -> str:
+    """Return README.md of a fused model: what it is made of, under which licences, what was measured, and how to make it again."""
+    run = report["run"]
+    licences = sorted({model["licence"] or "unknown" for model in [run["target"], *run["sources"]]})
+    lines = ["---", "library_name: transformers", "tags: [lmfuse, knowledge-fusion]", "---", "", f"# {run['name']}", ""]
+    lines += [f"{run['target']['name']}, trained on text and on what these models know of it, with lmfuse {run['version']}:", ""]
+    lines += [
+        f"- {model['name']} ({model['architecture']}, {model['parameters']:,} parameters, licence: {model['licence'] or 'unknown'})"
+        for model in run["sources"]
+    ]
+    lines += ["", f"Licences of what it was made from: {', '.join(licences)}. All of them bind whoever uses or shares this model.", ""]
+    lines += ["## Measured", "", *(f"- {line['text']}" for line in headline(report)), ""]
+    domains = [*report["domains"], "macro"]
+    lines += [
+        "Bits per byte on evaluation text, lower is better:",
+        "",
+        "| arm | " + " | ".join(domains) + " |",
+        "|---" * (len(domains) + 1) + "|",
+    ]
+    lines += ["| " + " | ".join([arm, *(f"{values[d]:.4f}" for d in domains)]) + " |" for arm, values in report["arms"].items()]
+    return "\n".join([*lines, "", "## Recipe", "", "```yaml", recipe_yaml.rstrip(), "```", ""])
+
+
+def release(run: Path, report: Mapping[str, Any], model: Path, recipe_yaml: str) -> Path:
+    """Write the report and the model of a run into its folder; return the page.
+
+    The model is published once; a run that is repeated finds it there.
+    """
+    (run / "report").mkdir(exist_ok=True)
+    write_atomic(run / "report" / "report.json", (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+    target = run / "model"
+    if not is_complete(target):
+        with publish(target, kind="fused model") as publication:
+            for file in sorted(model.iterdir()):
+                if file.is_file() and file.name not in ("manifest.json", "README.md"):
+                    shutil.copyfile(file, publication.path / file.name)
+            (publication.path / "README.md").write_text(model_card(report, recipe_yaml), encoding="utf-8")
+            publication.provenance["model"] = model.name
+    return render_folder(run)

@@ -1,0 +1,83 @@
+"""One self-contained HTML page from ``report.json`` alone: the verdict first, then counters, values, intervals, curves, sources."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from lmfuse.errors import InputError
+from lmfuse.report import plots
+
+CONTROLS = ("clm", "self", "target")
+
+
+def verdict(found: Mapping[str, Any]) -> str:
+    """Return one comparison as a sentence that says whether it is a gain.
+
+    >>> verdict({"a": "fused", "b": "clm", "domain": "macro", "mean": -0.0131, "ci95": [-0.021, -0.005], "n": 120})
+    'fused is better than clm: -0.0131 bits per byte [-0.0210, -0.0050], 120 documents'
+    >>> verdict({"a": "fused", "b": "clm", "domain": "macro", "mean": -0.001, "ci95": [-0.004, 0.002], "n": 120})
+    'no gain of fused over clm can be told from chance: -0.0010 bits per byte [-0.0040, +0.0020], 120 documents'
+    """
+    low, high = found["ci95"]
+    numbers = f"{found['mean']:+.4f} bits per byte [{low:+.4f}, {high:+.4f}], {found['n']} documents"
+    if high < 0:
+        return f"{found['a']} is better than {found['b']}: {numbers}"
+    if low > 0:
+        return f"{found['a']} is worse than {found['b']}: {numbers}"
+    return f"no gain of {found['a']} over {found['b']} can be told from chance: {numbers}"
+
+
+def headline(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return the result arm against each control, macro over domains, with a class for its colour."""
+    result = report["run"].get("result", "fused")
+    lines = []
+    for control in CONTROLS:
+        for found in report["comparisons"]:
+            if (found["a"], found["b"], found["domain"]) == (result, control, "macro"):
+                kind = "better" if found["ci95"][1] < 0 else "worse" if found["ci95"][0] > 0 else "even"
+                lines.append({"kind": kind, "text": verdict(found)})
+    return lines
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """Return the page. Everything that came from outside is escaped."""
+    environment = Environment(
+        loader=PackageLoader("lmfuse.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    macro = [found for found in report["comparisons"] if found["domain"] == "macro"]
+    figures = {"arms": plots.arms_by_domain(report)}
+    if macro:
+        figures["intervals"] = plots.intervals(macro)
+    curves = {arm: log for arm, log in report["run"].get("curves", {}).items() if log}
+    if curves:
+        figures["curves"] = plots.curves(curves)
+    if report["sources"]:
+        figures["sources"] = plots.sources(report)
+    best = {d: min(arm[d] for arm in report["arms"].values()) for d in [*report["domains"], "macro"]}
+    return environment.get_template("page.html").render(
+        report=report, run=report["run"], headline=headline(report), figures={k: Markup(v) for k, v in figures.items()}, best=best
+    )
+
+
+def render_folder(folder: Path) -> Path:
+    """Write ``report/index.html`` of a run from its ``report/report.json``.
+
+    Raises:
+        InputError: the folder holds no finished run, or its report is malformed.
+    """
+    source = folder / "report" / "report.json"
+    if not source.exists():
+        raise InputError(f"{folder} holds no report/report.json", hint="`lmfuse run` writes it when a run is done")
+    try:
+        page = render(json.loads(source.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{source}: not a report ({error!r})", hint="run the recipe again; finished stages are reused") from None
+    target = folder / "report" / "index.html"
+    target.write_text(page, encoding="utf-8")
+    return target

@@ -1,0 +1,95 @@
+"""The report's plots, as SVG text that goes into the page itself.
+
+Colours are those of Okabe and Ito (2008), which people with colour-blindness can tell apart; shapes repeat what colours say.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("svg")  # no display is needed, wherever this runs
+
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6b6b6b", "#000000")
+MARKERS = "osD^vPX*"
+STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none", "svg.hashsalt": "lmfuse", "axes.grid": True,
+         "grid.color": "#dddddd", "grid.linewidth": 0.6, "axes.axisbelow": True}  # fmt: skip
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def arms_by_domain(report: Mapping[str, Any]) -> str:
+    """Return a dot plot: bits per byte of each arm, one column a domain; lower is better."""
+    domains = [*report["domains"], "macro"]
+    arms = list(report["arms"])
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(domains), figsize=(2.6 * len(domains), 0.32 * len(arms) + 1.1), sharey=True, squeeze=False)
+        for column, domain in enumerate(domains):
+            axis = axes[0][column]
+            for row, arm in enumerate(arms):
+                axis.plot(report["arms"][arm][domain], row, MARKERS[row % 8], color=COLOURS[row % 8], markersize=7)
+            axis.set(title=domain, yticks=range(len(arms)), yticklabels=arms)
+            axis.margins(x=0.15)
+        axes[0][0].invert_yaxis()
+        figure.supxlabel("bits per byte, lower is better", fontsize=10)
+        figure.tight_layout()
+        return _svg(figure)
+
+
+def intervals(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """Return a forest plot of paired differences with 95% intervals; left of zero the first model is better."""
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(7.5, 0.34 * len(comparisons) + 1.0))
+        for row, found in enumerate(comparisons):
+            low, high = found["ci95"]
+            colour = COLOURS[2] if high < 0 else COLOURS[1] if low > 0 else COLOURS[6]
+            axis.plot([low, high], [row, row], color=colour, linewidth=2)
+            axis.plot(found["mean"], row, "o" if high < 0 else "X" if low > 0 else "s", color=colour)
+        axis.axvline(0, color="black", linewidth=1)
+        labels = [f"{found['a']} - {found['b']}, {found['domain']}" for found in comparisons]
+        axis.set(yticks=range(len(comparisons)), yticklabels=labels, xlabel="difference in bits per byte, 95% interval over documents")
+        axis.invert_yaxis()
+        return _svg(figure)
+
+
+def curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Return the training curves: plain cross-entropy on ground truth by step, one line an arm."""
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(7.5, 3.4))
+        for index, (arm, log) in enumerate(logs.items()):
+            points = [(entry["step"], entry["clm_nats"]) for entry in log if "clm_nats" in entry]
+            axis.plot(
+                *zip(*points, strict=True), label=arm, color=COLOURS[index % 8], marker=MARKERS[index % 8], markersize=3, linewidth=1.2
+            )
+        axis.set(xlabel="step", ylabel="cross-entropy, nats per token")
+        axis.legend(frameon=False)
+        return _svg(figure)
+
+
+def sources(report: Mapping[str, Any]) -> str:
+    """Return bars for each source: coverage, lost mass and win rate, as shares."""
+    names = list(report["sources"])
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(7.5, 0.7 * len(names) + 1.0))
+        for offset, (key, label) in enumerate((("coverage", "coverage"), ("win_rate", "taught by it"), ("lost_mass", "lost mass"))):
+            values = [report["sources"][name][key] for name in names]
+            bars = axis.barh(
+                [row + 0.26 * (offset - 1) for row in range(len(names))], values, height=0.24, color=COLOURS[offset], label=label
+            )
+            axis.bar_label(bars, fmt="%.3f", padding=3, fontsize=8)
+        axis.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 1.18))
+        axis.invert_yaxis()
+        axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
+        return _svg(figure)

@@ -1,0 +1,1 @@
+"""Training: `settings` (numbers), `batches` (what a step reads), `loop` (the step, again and again), `checkpoint` (what survives)."""

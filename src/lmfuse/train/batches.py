@@ -1,0 +1,270 @@
+"""What a training step reads: which documents, in which order, as padded tensors with labels and teacher rows beside them.
+
+The order is a pure function of seed, epoch and position, so that a resumed run reads what it would have read; the teacher is asked in
+that order, in a thread of its own, while the previous step computes.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Integer
+from torch import Tensor
+
+from lmfuse.bytes import ByteTokenizer
+from lmfuse.errors import TextError
+from lmfuse.losses.teacher import TeacherRows
+from lmfuse.train.settings import Training
+from lmfuse.types import Document, Encoding, Fused
+
+Item = TypeVar("Item")
+Teacher = Callable[[Document, Encoding], Fused | None]
+DocumentWeight = Callable[[Document], float]
+
+
+# ------------------------------------------------------------------------------------------------------------------------ order
+
+
+def permutation(num_documents: int, seed: int, epoch: int) -> Int[np.ndarray, B]:
+    """Return the order of the documents in one epoch: sorted by the words of a counter-based generator (Philox) with key (seed, epoch).
+
+    Raw words and a stable sort mean the same everywhere and in every version of numpy.
+    """
+    words = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(num_documents)
+    return np.argsort(words, kind="stable")
+
+
+def stream(num_documents: int, seed: int, begin: int, end: int) -> Int[np.ndarray, N]:
+    """Return the documents at positions ``begin`` to ``end`` of all epochs, one after the other."""
+    epochs = range(begin // num_documents, (end - 1) // num_documents + 1)
+    first = epochs.start * num_documents
+    return np.concatenate([permutation(num_documents, seed, epoch) for epoch in epochs])[begin - first : end - first]
+
+
+def planned_steps(lengths: Integer[np.ndarray, B], settings: Training, start: int = 0) -> Iterator[list[Int[np.ndarray, N]]]:
+    """Yield for each step from ``start`` on its micro-batches of document indices, the longest documents first.
+
+    Blocks of ``length_block`` steps are sorted by length, cut into steps, and the steps shuffled; every step depends on seed and
+    position only. Longest first: memory that does not suffice shows at the first step, not in the night.
+    """
+    block_documents = settings.length_block * settings.step_documents
+    total = settings.read_documents(len(lengths))
+    for block in range(start // settings.length_block, -(-total // block_documents)):
+        begin = block * block_documents
+        documents = stream(len(lengths), settings.seed, begin, min(begin + block_documents, total))
+        steps = _cut(_longest_first(documents, lengths) if settings.length_block > 1 else documents, settings.step_documents)
+        order = permutation(len(steps), settings.seed, (1 << 63) + block)  # epochs never get this far
+        skip = max(0, start - block * settings.length_block)
+        for step in order[skip:]:
+            yield _cut(_longest_first(steps[step], lengths), settings.batch_documents)
+
+
+def _longest_first(documents: Int[np.ndarray, N], lengths: Integer[np.ndarray, B]) -> Int[np.ndarray, N]:
+    return documents[np.argsort(-lengths[documents], kind="stable")]
+
+
+def _cut(documents: Int[np.ndarray, N], size: int) -> list[Int[np.ndarray, _]]:
+    return [documents[begin : begin + size] for begin in range(0, len(documents), size)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------- batches
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass: padded token ids, and for each predicted token where its hidden state is, what it was, and who teaches it.
+
+    The hidden state of token ``t - 1`` predicts token ``t``. A token is predicted if it carries trained text and another token stands
+    before it. ``positions`` index the hidden states of the batch as one flat list ``B * T``.
+
+    Attributes:
+        documents: ids, for messages.
+        labels: the tokens that really followed.
+        teacher: row ``n`` says what should follow at ``positions[n]``; None: nobody teaches.
+        clm_weight: the share of the ground truth in the loss at each position; the teacher has the rest.
+    """
+
+    documents: tuple[str, ...]
+    input_ids: Int[Tensor, "B T"]
+    attention_mask: Bool[Tensor, "B T"]
+    positions: Int[Tensor, N]
+    labels: Int[Tensor, N]
+    teacher: TeacherRows | None
+    clm_weight: Float[Tensor, N]
+
+    @property
+    def num_tokens(self) -> int:
+        """Return how many tokens are read, padding excluded."""
+        return int(self.attention_mask.sum())
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on another device."""
+        rows = None if self.teacher is None else self.teacher.to(device)
+        names = ("input_ids", "attention_mask", "positions", "labels", "clm_weight")
+        return replace(self, teacher=rows, **{name: getattr(self, name).to(device) for name in names})
+
+    def silenced(self) -> Batch:
+        """Return the batch with nothing to predict: what a process computes that has no share of a step."""
+        return replace(self, positions=self.positions[:0], labels=self.labels[:0], teacher=None, clm_weight=self.clm_weight[:0])
+
+
+@dataclass(frozen=True)
+class Example:
+    """One document of a batch as arrays: what is read, which tokens of it are predicted (indices into ``ids``), and their teacher."""
+
+    document: str
+    ids: Integer[np.ndarray, T]
+    targets: Int[np.ndarray, N]
+    fused: Fused | None
+    clm_weight: float
+
+
+def example(document: Document, encoding: Encoding, fused: Fused | None, clm_weight: float) -> Example:
+    """Choose the predicted tokens of a document and their teacher rows."""
+    targets = 1 + np.flatnonzero(encoding.starts[1:] >= 0)
+    if fused is not None:
+        fused = Fused(fused.topk[targets], fused.taught[targets], fused.winner[targets])
+    return Example(document.id, encoding.ids, targets, fused, clm_weight)
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Pad documents to the longest of them. Teacher rows are not padded: there is one per predicted token."""
+    width = max(len(e.ids) for e in examples)
+    input_ids = np.zeros((len(examples), width), np.int64)
+    mask = np.zeros((len(examples), width), bool)
+    for row, e in enumerate(examples):
+        input_ids[row, : len(e.ids)] = e.ids
+        mask[row, : len(e.ids)] = True
+    positions = np.concatenate([row * width + e.targets - 1 for row, e in enumerate(examples)])
+    labels = np.concatenate([e.ids[e.targets] for e in examples]).astype(np.int64)
+    weights = np.repeat(np.array([e.clm_weight for e in examples], np.float32), [len(e.targets) for e in examples])
+    return Batch(
+        documents=tuple(e.document for e in examples),
+        input_ids=torch.from_numpy(input_ids),
+        attention_mask=torch.from_numpy(mask),
+        positions=torch.from_numpy(positions),
+        labels=torch.from_numpy(labels),
+        teacher=_teacher_rows(examples),
+        clm_weight=torch.from_numpy(weights),
+    )
+
+
+def _teacher_rows(examples: Sequence[Example]) -> TeacherRows | None:
+    """Return one row per predicted token, untaught where a document has no teacher, or None where no document has one."""
+    if all(e.fused is None for e in examples):
+        return None
+    return TeacherRows.cat(
+        [TeacherRows.nothing(len(e.targets)) if e.fused is None else TeacherRows.from_numpy(e.fused.topk, e.fused.taught) for e in examples]
+    )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the optimizer: its number, counted from 0, and this process's share of its micro-batches."""
+
+    index: int
+    batches: tuple[Batch, ...]
+
+    @property
+    def num_positions(self) -> int:
+        """Return how many tokens this process predicts in the step."""
+        return sum(len(batch.labels) for batch in self.batches)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Documents become batches: encode, ask the teacher, collate.
+
+    Attributes:
+        teacher: called once per document read, in order, with the document and the target's encoding of it.
+        clm_weight: the share of the ground truth at a step.
+        document_weight: the same for one document, whatever the step; it goes first where it is given.
+        context: the most tokens that the model can read.
+        process, num_processes: this process takes every ``num_processes``-th micro-batch of a step.
+    """
+
+    documents: Sequence[Document]
+    tokenizer: ByteTokenizer
+    teacher: Teacher | None
+    settings: Training
+    clm_weight: Callable[[int], float]
+    document_weight: DocumentWeight | None
+    context: int
+    process: int = 0
+    num_processes: int = 1
+
+    def steps(self, start: int = 0) -> Iterator[Step]:
+        """Yield the steps from ``start`` on.
+
+        Raises:
+            TextError: a document has more tokens than the model can read.
+        """
+        lengths = np.array([len(document.trained_bytes) for document in self.documents])
+        for index, planned in enumerate(planned_steps(lengths, self.settings, start), start):
+            mine = planned[self.process :: self.num_processes]
+            if mine:
+                yield Step(index, tuple(self._batch(documents, index) for documents in mine))
+            else:
+                yield Step(index, (self._batch(planned[0][-1:], index).silenced(),))
+
+    def _batch(self, indices: Int[np.ndarray, N], step: int) -> Batch:
+        return collate([self._example(self.documents[i], step) for i in indices])
+
+    def _example(self, document: Document, step: int) -> Example:
+        encoding = self.tokenizer.encode(document)
+        if len(encoding.ids) > self.context:
+            message = f"document {document.id} ({document.domain}): {len(encoding.ids)} tokens, the model reads {self.context}"
+            raise TextError(message, hint="cut the text into windows that fit every model's context")
+        fused = self.teacher(document, encoding) if self.teacher else None
+        weight = self.document_weight(document) if self.document_weight else self.clm_weight(step)
+        return example(document, encoding, fused, float(weight))
+
+
+# --------------------------------------------------------------------------------------------------------------------- prefetch
+
+
+def prefetch(items: Iterator[Item], depth: int = 2) -> Generator[Item, None, None]:
+    """Yield the same items in the same order, up to ``depth`` of them prepared ahead by a thread.
+
+    An exception of the source is raised where its item would have come. Closing the generator ends the thread.
+    """
+    ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
+    closed = threading.Event()
+
+    def offer(item: Item | None, error: BaseException | None = None) -> bool:
+        while not closed.is_set():
+            try:
+                ready.put((item, error), timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def produce() -> None:
+        try:
+            for item in items:
+                if not offer(item):
+                    return
+            offer(None)
+        except BaseException as error:  # handed over, whatever it is: the consumer raises it
+            offer(None, error)
+
+    thread = threading.Thread(target=produce, name="lmfuse-batches", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        closed.set()
+        thread.join()
