@@ -1,6 +1,6 @@
 """The main job on real models and real text: ``python -m benchmarks.real stories15m --models DIR --assets DIR [--out DIR]``.
 
-``--models`` holds Hugging Face folders named as in the recipe (stories15m, smollm2, gemma3, tinyllama, qwen_coder); ``--assets`` holds
+``--models`` holds Hugging Face folders named as in the recipe (stories15m, smollm2, gemma3, tinyllama, qwen_coder); ``--assets`` holds the text:
 ``gsm8k/{train,test}.jsonl``, ``humaneval/HumanEval.jsonl.gz`` and ``wikitext2/{valid,test}.txt``; code comes from the running Python's standard library.
 Everything is run through ``lmfuse run``; the report is copied to ``benchmarks/results/real-NAME.json``.
 """
@@ -24,6 +24,9 @@ TEXT = {
 
 def lay_out(folder: Path, recipe: Path, models: Path, assets: Path) -> Path:
     """Put links to models and text beside a copy of the recipe, so that its paths hold on any machine; return the copy."""
+    missing = [where for where in TEXT.values() if not (assets / where).is_file()]
+    if missing:
+        raise SystemExit(f"--assets {assets}: no {missing[0]} in it")
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "text").mkdir(parents=True)
     (folder / "models").symlink_to(models.resolve(), target_is_directory=True)

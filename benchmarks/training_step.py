@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 VOCAB, HIDDEN, LAYERS, K = 32_000, 512, 8, 10
-STEPS = ("plain", "fused")
 
 
 def build() -> Any:
@@ -57,6 +56,9 @@ def fused_step(model: Any, tokens: Any, taught_rows: Any) -> None:
     loss_of(model, tokens, taught_rows).backward()
 
 
+STEPS: dict[str, Callable[..., None]] = {"plain": plain_step, "fused": fused_step}
+
+
 def loss_of(model: Any, tokens: Any, taught_rows: Any) -> Any:
     import torch
 
@@ -71,18 +73,20 @@ def loss_of(model: Any, tokens: Any, taught_rows: Any) -> Any:
 
 
 def measure_time(length: int, rounds: int) -> dict[str, float]:
-    """Return the median seconds of both steps, and their ratio."""
+    """Return the median seconds of both steps, on the wall and on the processor, and their ratios."""
     model, (taught_rows, tokens) = build(), rows(length)
-    steps: dict[str, Callable[..., None]] = {"plain": plain_step, "fused": fused_step}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    clocks = {"": time.perf_counter, "cpu_": time.process_time}  # on a busy machine the second one is the steady one
+    seconds: dict[str, list[float]] = {clock + name: [] for clock in clocks for name in STEPS}
     for turn in range(rounds + 1):
-        for name in STEPS if turn % 2 else reversed(STEPS):
-            start = time.perf_counter()
-            steps[name](model, tokens, taught_rows)
-            seconds[name].append(time.perf_counter() - start)
+        for name in list(STEPS)[:: 1 if turn % 2 else -1]:
+            start = {clock: read() for clock, read in clocks.items()}
+            STEPS[name](model, tokens, taught_rows)
+            for clock, read in clocks.items():
+                seconds[clock + name].append(read() - start[clock])
             model.zero_grad(set_to_none=True)
     medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}  # the first round warms up
-    return {"plain_s": medians["plain"], "fused_s": medians["fused"], "time_ratio": medians["fused"] / medians["plain"]}
+    ratios = {f"{clock}time_ratio": medians[clock + "fused"] / medians[clock + "plain"] for clock in clocks}
+    return {**{f"{name}_s": value for name, value in medians.items()}, **ratios}
 
 
 def measure_gradients(length: int = 64) -> dict[str, float]:
@@ -110,19 +114,19 @@ def measure_gradients(length: int = 64) -> dict[str, float]:
 def peak_of(step: str, length: int) -> int:
     """Return by how many bytes one step raised this process's resident memory."""
     model, (taught_rows, tokens) = build(), rows(length)
-    run = {"plain": plain_step, "fused": fused_step}[step]
     small_rows, small_tokens = rows(8)
-    run(model, small_tokens, small_rows)  # loads the kernels
+    STEPS[step](model, small_tokens, small_rows)  # loads the kernels
     model.zero_grad(set_to_none=True)
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    run(model, tokens, taught_rows)
+    STEPS[step](model, tokens, taught_rows)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
 
 
 def measure_memory(length: int) -> dict[str, float]:
     """Return the peaks of both steps in megabytes, and their ratio."""
     command = [sys.executable, "-m", "benchmarks.training_step", "--length", str(length), "--peak-of"]
-    peaks = {name: int(subprocess.run([*command, name], capture_output=True, text=True, check=True).stdout) for name in STEPS}
+    root = Path(__file__).resolve().parents[1]
+    peaks = {name: int(subprocess.run([*command, name], cwd=root, stdout=subprocess.PIPE, text=True, check=True).stdout) for name in STEPS}
     return {"plain_mb": peaks["plain"] / 1e6, "fused_mb": peaks["fused"] / 1e6, "memory_ratio": peaks["fused"] / peaks["plain"]}
 
 
@@ -132,13 +136,14 @@ def machine() -> dict[str, str]:
     import transformers
 
     cpu = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {
-        "cpu": cpu[0],
-        "cores": str(os.cpu_count()),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+    return {"cpu": cpu[0] if cpu else platform.processor(), "cores": str(os.cpu_count()), **versions}
+
+
+def commit() -> str:
+    """Return the commit that was measured, or nothing outside a repository."""
+    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return found.stdout.strip() if found.returncode == 0 else ""
 
 
 def main() -> None:
@@ -155,20 +160,11 @@ def main() -> None:
         print(peak_of(options.peak_of, options.length))
         return
     figures = {**measure_memory(options.length or 2048), **measure_gradients(), **measure_time(options.length or 1024, options.rounds)}
-    setting = {
-        "parameters": sum(each.numel() for each in build().parameters()),
-        "vocabulary": VOCAB,
-        "k": K,
-        "dtype": "float32",
-        "threads": 1,
-    }
+    parameters = sum(each.numel() for each in build().parameters())
+    setting = {"parameters": parameters, "vocabulary": VOCAB, "k": K, "dtype": "float32", "threads": 1}
     goals = {"time_ratio": 1.05, "memory_ratio": 0.6, "gradient_max_abs_difference": 5e-7}
-    command = "python -m benchmarks.training_step"
-    print(
-        json.dumps(
-            {"name": "training_step", "figures": figures, "goals": goals, "setting": setting, "machine": machine(), "command": command}
-        )
-    )
+    about = {"setting": setting, "machine": machine(), "commit": commit(), "command": "python -m benchmarks.training_step"}
+    print(json.dumps({"benchmark": "training_step", "figures": figures, "goals": goals, **about}))
 
 
 if __name__ == "__main__":

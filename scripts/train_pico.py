@@ -36,7 +36,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 PICO = Path(__file__).resolve().parents[1] / "src" / "lmfuse" / "pico"
 DOMAINS = ("code", "math", "prose")
 CONTEXT = 512
-BATCH, ACCUMULATE = 4, 2  # windows per forward pass, passes per step: 4096 tokens
 SAVE_EVERY = 200  # steps; a first usable model early
 TRAIN_BYTES, EVAL_DOCUMENTS, FIT = 90_000, 70, 480  # demo text: bytes and documents of a domain, most tokens under any tokenizer
 
@@ -53,16 +52,17 @@ class Pico:
     feed_forward: int
     text_bytes: dict[str, int]  # most bytes of each domain
     steps: int
+    batch: int  # blocks of CONTEXT tokens per step; small, because so few tokens are read
     seed: int
 
 
 BIG = {"hidden": 192, "layers": 6, "heads": 3, "feed_forward": 512}
 ALL, SOME = 100_000_000, 150_000  # some of the other domains' text, so that no token of a specialist stays untrained
 PICOS = {
-    "code": Pico("byte_bpe", 4096, **BIG, text_bytes={"code": ALL}, steps=600, seed=1),
-    "math": Pico("metaspace_bpe", 3072, **BIG, text_bytes={"math": ALL, "code": SOME, "prose": SOME}, steps=400, seed=2),
-    "prose": Pico("unigram", 5120, **BIG, text_bytes={"prose": ALL, "code": SOME, "math": SOME}, steps=600, seed=3),
-    "target": Pico("byte_bpe", 3072, 160, 4, 5, 432, {"code": 300_000, "math": 40_000, "prose": 300_000}, steps=200, seed=4),
+    "code": Pico("byte_bpe", 4096, **BIG, text_bytes={"code": ALL}, steps=1200, batch=4, seed=1),
+    "math": Pico("metaspace_bpe", 3072, **BIG, text_bytes={"math": ALL, "code": SOME, "prose": SOME}, steps=800, batch=4, seed=2),
+    "prose": Pico("unigram", 5120, **BIG, text_bytes={"prose": ALL, "code": SOME, "math": SOME}, steps=1200, batch=4, seed=3),
+    "target": Pico("byte_bpe", 3072, 160, 4, 5, 432, {"code": 300_000, "math": 40_000, "prose": 300_000}, steps=200, batch=8, seed=4),
 }
 # ── text ──
 
@@ -83,14 +83,14 @@ def token_stream(tokenizer: Tokenizer, texts: list[str], end: str) -> np.ndarray
     return np.fromiter((token for ids in encoded for token in [*ids, end_id]), np.int64)
 
 
-def blocks(stream: np.ndarray, seed: int) -> Iterator[torch.Tensor]:
+def blocks(stream: np.ndarray, batch: int, seed: int) -> Iterator[torch.Tensor]:
     """Yield batches of ``CONTEXT`` tokens for ever: another offset and another order in every epoch."""
     rng = np.random.default_rng(seed)
     while True:
         offset = int(rng.integers(CONTEXT))
         starts = rng.permutation(np.arange(offset, len(stream) - CONTEXT, CONTEXT))
-        for i in range(0, len(starts) - BATCH + 1, BATCH):
-            yield torch.from_numpy(np.stack([stream[s : s + CONTEXT] for s in starts[i : i + BATCH]]))
+        for i in range(0, len(starts) - batch + 1, batch):
+            yield torch.from_numpy(np.stack([stream[s : s + CONTEXT] for s in starts[i : i + batch]]))
 
 
 # ── training ──
@@ -121,14 +121,14 @@ def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
 
 def fit(model: LlamaForCausalLM, stream: np.ndarray, pico: Pico, minutes: float | None, save: Callable[[], None]) -> int:
     """Train in place; return the number of steps: ``pico.steps``, or what fits into ``minutes``."""
-    batches, optims, steps, start = blocks(stream, pico.seed), optimizers(model), pico.steps, time.monotonic()
+    batches, optims, steps, start = blocks(stream, pico.batch, pico.seed), optimizers(model), pico.steps, time.monotonic()
     peak = [optim.param_groups[0]["lr"] for optim in optims]
     step = 0
     while step < steps:
         rate = min((step + 1) / 20, 0.5 * (1 + math.cos(math.pi * step / steps)))
         for optim, lr in zip(optims, peak, strict=True):
             optim.param_groups[0]["lr"] = lr * rate
-        loss = sum(backward(model, next(batches)) for _ in range(ACCUMULATE)) / ACCUMULATE
+        loss = backward(model, next(batches))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optim in optims:
             optim.step()
@@ -138,7 +138,7 @@ def fit(model: LlamaForCausalLM, stream: np.ndarray, pico: Pico, minutes: float 
         if minutes is not None and step == 10:
             steps = max(20, int(60 * minutes / seconds * step))
         if step % 10 == 0:
-            print(f"step {step}/{steps}  loss {loss:.3f}  {step * BATCH * ACCUMULATE * CONTEXT / seconds:.0f} tokens/s", flush=True)
+            print(f"step {step}/{steps}  loss {loss:.3f}  {step * pico.batch * CONTEXT / seconds:.0f} tokens/s", flush=True)
         if step % SAVE_EVERY == 0 or step == steps:
             save()
     return step
@@ -155,7 +155,7 @@ def backward(model: LlamaForCausalLM, ids: torch.Tensor) -> float:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(input_ids=ids).logits[:, :-1]
     loss = cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
-    (loss / ACCUMULATE).backward()
+    loss.backward()
     return loss.item()
 
 
@@ -176,7 +176,7 @@ def train(name: str, work: Path, minutes: float | None) -> None:
     facts = {
         "text_bytes": sum(len(t.encode()) for t in texts),
         "text_tokens": len(stream),
-        "trained_tokens": steps * BATCH * ACCUMULATE * CONTEXT,
+        "trained_tokens": steps * pico.batch * CONTEXT,
     }
     facts |= {"minutes": round((time.monotonic() - start) / 60, 1), "threads": torch.get_num_threads()}
     (folder / "training.json").write_text(json.dumps(facts, indent=1) + "\n")

@@ -119,6 +119,25 @@ def test_a_publication_is_whole_and_its_manifest_can_be_checked_by_hand(tmp_path
     assert is_complete(final)
 
 
+def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    flushed: set[int] = set()
+    flush, rename = os.fsync, os.rename
+
+    def remembered_fsync(handle: int) -> None:
+        flushed.add(os.fstat(handle).st_ino)
+        flush(handle)
+
+    def checked_rename(source: Path, target: Path) -> None:
+        assert flushed >= {path.stat().st_ino for path in (source, *source.rglob("*"))}
+        flushed.clear()
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", remembered_fsync)
+    monkeypatch.setattr(os, "rename", checked_rename)
+    make(tmp_path / "key")
+    assert flushed == {tmp_path.stat().st_ino}
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_equal_work_gives_equal_bytes(tmp_path, resume):
     one, two = make(tmp_path / "1" / "key", resume=resume), make(tmp_path / "2" / "key")
@@ -159,8 +178,8 @@ def test_an_empty_folder_may_be_replaced_but_not_somebodys_data(tmp_path):
     make(tmp_path / "empty")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("years")
-    with pytest.raises(VerificationError, match="no complete artefact"):
-        make(tmp_path / "thesis")
+    with pytest.raises(VerificationError, match="no complete artefact"), publish(tmp_path / "thesis", kind="test"):
+        pytest.fail("refused before any work is done")
     assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "years"
 
 
@@ -182,6 +201,25 @@ def test_a_resumable_publication_keeps_its_pieces_and_drops_what_only_served_the
         publication.drop("checkpoints/")
     assert list(verify(final).files) == ["model"]
     assert sorted(path.name for path in final.iterdir()) == ["manifest.json", "model"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["key"]
+
+
+def test_a_kill_between_manifest_and_rename_costs_no_work_even_if_the_checkpoints_are_gone(tmp_path, monkeypatch):
+    final = tmp_path / "key"
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", killed)
+    with pytest.raises(KeyboardInterrupt), publish(final, kind="test", resume=True) as publication:  # noqa: PT012
+        (publication.path / "model").write_text("hours of work")
+        (publication.path / "checkpoint").write_text("x")
+        publication.drop("checkpoint")
+    monkeypatch.undo()
+    assert not final.exists()
+    with publish(final, kind="test", resume=True) as publication:
+        assert publication.reused
+    assert (final / "model").read_text() == "hours of work"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["key"]
 
 

@@ -39,9 +39,6 @@ MANIFEST = "manifest.json"
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 
-# --------------------------------------------------------------------------------------------------------- names by content
-
-
 def content_key(value: Any) -> str:
     """Return 32 hex digits of the SHA-256 of a value's canonical JSON: keys sorted, tuples as lists, floats by ``repr``, ``1.0`` as ``1``.
 
@@ -78,9 +75,6 @@ def _plain(value: Any, where: str) -> Any:
         return {name: _plain(getattr(value, name), f"{where}.{name}") for name in type(value).model_fields}
     reason = "a path says nothing about content" if isinstance(value, PurePath) else "not plain finite data with string keys"
     raise TypeError(f"{where}: {value!r:.80} ({type(value).__name__}): {reason}")
-
-
-# ----------------------------------------------------------------------------------------------------------------- manifest
 
 
 def _inside(name: str) -> str:
@@ -163,9 +157,6 @@ def is_complete(folder: Path) -> bool:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# ---------------------------------------------------------------------------------------------------------------- publishing
 
 
 @dataclasses.dataclass

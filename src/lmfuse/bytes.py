@@ -1,9 +1,10 @@
 """A tokenizer seen as bytes: token id -> bytes, text -> ids with byte starts and ends, and what it cannot do.
 
 Everything else in the house speaks bytes, because bytes are what tokenizers agree on. Byte starts come from walking the bytes that the
-tokens write against the bytes of the text, not from the tokenizer's own offsets, which count characters and are shared by all tokens of one
-character. Only where the two differ (a lossy normaliser, an unknown character, a literal U+2581 in a Metaspace vocabulary) do offsets
-say which tokens are concerned; these are masked and their bytes counted, and every other token is still checked byte by byte.
+tokens write against the bytes of the text, not from the tokenizer's own offsets: these count characters, are shared by all tokens of one
+character, and are wrong behind a byte that a byte-level vocabulary lacks. Only where the two differ (a lossy normaliser, an unknown
+character, a literal U+2581 in a Metaspace vocabulary) do offsets say which tokens are concerned; these are masked and their bytes
+counted, and every other token is still checked byte by byte.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from tokenizers import Tokenizer
 from lmfuse.bytes_encoders import piece_encoder, text_encoder
 from lmfuse.bytes_files import read_folder
 from lmfuse.bytes_losses import GENERAL_PROBE, possible_losses
-from lmfuse.bytes_spans import checked_spans, exact_spans
+from lmfuse.bytes_spans import checked_spans, exact_spans, spans_around
 from lmfuse.bytes_vocabulary import Given, control_strings, read_vocabulary, start_ids
 from lmfuse.errors import TextError, TokenizerError
-from lmfuse.types import Document, Encoding, Vocabulary
+from lmfuse.types import Document, Encoding
 
 CHUNK_CHARACTERS = 1 << 20  # of text tokenised at once: bounds memory, feeds all threads
 CHUNK_PIECES = 1 << 16
@@ -54,6 +55,7 @@ class ByteTokenizer:
         self._encoder = text_encoder(given, silent)
         self._pieces = None if given.spelling.is_wordpiece else piece_encoder(given, silent)
         self._byte_tokens = frozenset(given.byte_tokens.values())
+        self._absent = np.isin(np.arange(256), list(given.missing_bytes() if given.spelling.byte_level else ()))
         self.lossy = self._find_losses(given)
 
     @classmethod
@@ -130,18 +132,20 @@ class ByteTokenizer:
                 encodings.append(self._walk(text, np.asarray(found.ids, np.int64)))
         return encodings
 
-    def _walk(self, text: str, ids: Int[np.ndarray, T]) -> Encoding:
+    def _walk(self, text: str, ids: Int[np.ndarray, "T"]) -> Encoding:
         data = np.frombuffer(text.encode(), np.uint8)
-        spans, masked_bytes = exact_spans(self.vocabulary, ids, data), 0
+        spans = exact_spans(self.vocabulary, ids, data)
+        if spans is None and self._absent.any():
+            spans = spans_around(self.vocabulary, ids, data, self._absent)
         if spans is None:
             offsets = self._encoder.encode(text, add_special_tokens=False).offsets
             spans = checked_spans(self.vocabulary, ids, data, np.asarray(offsets, np.int64).reshape(-1, 2))
-            masked_bytes = len(data) - int((spans[1] - spans[0]).sum())
+        masked_bytes = len(data) - int((spans[1] - spans[0]).sum())
         front = np.full(len(self.start_ids), -1, np.int64)
         starts, ends = (np.concatenate([front, part]) for part in spans)
         return Encoding(np.concatenate([np.asarray(self.start_ids, np.int64), ids]), starts, ends, masked_bytes)
 
-    def first_pieces(self, pieces: Sequence[bytes]) -> Int[np.ndarray, N]:
+    def first_pieces(self, pieces: Sequence[bytes]) -> Int[np.ndarray, "N"]:
         """Return for each byte string the id that this tokenizer would write first if it came next in the middle of a text, or -1.
 
         A token of exactly these bytes wins. Else the piece is encoded without a dummy prefix. Where that says nothing (a cut character,
@@ -192,9 +196,9 @@ class ByteTokenizer:
         probes = self.encode_many([Document.plain(probe) for probe in (GENERAL_PROBE, *(probe for _, probe in possible))])
         confirmed = [reason for (reason, _), probe in zip(possible, probes[1:], strict=True) if probe.masked_bytes]
         masked, size = probes[0].masked_bytes, len(GENERAL_PROBE.encode())
-        if masked == size and not confirmed:
+        if masked == size:
             raise TokenizerError(
-                "tokenizer: no token of a probe text writes the bytes it stands for: decoder and encoder disagree",
+                "tokenizer: not one byte of a probe text is written back: its decoder does not undo its encoder",
                 hint="use a model whose tokenizer.json decodes what it encodes",
             )
         return "; ".join(confirmed or ([f"{masked} of {size} bytes of a probe text are not written back"] if masked else []))

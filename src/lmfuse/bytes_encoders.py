@@ -44,7 +44,7 @@ def piece_encoder(given: Given, silent: frozenset[str]) -> Tokenizer:
 
 
 def _same_ids(given: Given, silent: frozenset[str]) -> Tokenizer:
-    """Return a tokenizer over the same model with the same ids, in which every silent token is special and special tokens are read as text."""
+    """Return a tokenizer over the same model with the same ids; every silent token is special, and what is special is read as text."""
     model = given.tokenizer.model
     if given.state["model"].get("dropout"):  # merges would be left out at random: the same text must give the same ids
         model = Tokenizer.from_str(json.dumps({**given.state, "model": {**given.state["model"], "dropout": None}})).model

@@ -12,7 +12,7 @@ SPACE = 0x20
 Spans = tuple[Int[np.ndarray, "T"], Int[np.ndarray, "T"]]  # starts and ends, -1 for a token without text
 
 
-def written_bytes(vocabulary: Vocabulary, ids: Integer[np.ndarray, T]) -> UInt8[np.ndarray, N]:
+def written_bytes(vocabulary: Vocabulary, ids: Integer[np.ndarray, "T"]) -> UInt8[np.ndarray, "N"]:
     """Return the bytes of the tokens, one after the other.
 
     >>> words = Vocabulary.from_tokens([b"", b"ab", b"c"])
@@ -25,7 +25,7 @@ def written_bytes(vocabulary: Vocabulary, ids: Integer[np.ndarray, T]) -> UInt8[
     return written
 
 
-def exact_spans(vocabulary: Vocabulary, ids: Int[np.ndarray, T], data: UInt8[np.ndarray, N]) -> Spans | None:
+def exact_spans(vocabulary: Vocabulary, ids: Int[np.ndarray, "T"], data: UInt8[np.ndarray, "N"]) -> Spans | None:
     """Return starts and ends where the tokens write exactly the text, with or without a space before it (dummy prefix); else None.
 
     >>> llama = Vocabulary.from_tokens([b" a", b"b"])
@@ -44,10 +44,33 @@ def exact_spans(vocabulary: Vocabulary, ids: Int[np.ndarray, T], data: UInt8[np.
     return _silenced(starts, np.maximum(ends - surplus, 0), lengths > 0)
 
 
+def spans_around(
+    vocabulary: Vocabulary, ids: Int[np.ndarray, "T"], data: UInt8[np.ndarray, "N"], absent: Bool[np.ndarray, 256]
+) -> Spans | None:
+    """Return starts and ends where the tokens write exactly the text without its absent bytes (byte values that have no token); else None.
+
+    A token that goes on behind such a hole is silent.
+
+    >>> small, text = Vocabulary.from_tokens([b"a", b"bb"]), np.frombuffer(b"a?abb", np.uint8)
+    >>> [part.tolist() for part in spans_around(small, np.array([0, 0, 1]), text, np.arange(256) == ord("?"))]
+    [[0, 2, 3], [1, 3, 5]]
+    """
+    place = np.flatnonzero(~absent[data])
+    spans = exact_spans(vocabulary, ids, data[place])
+    if spans is None:
+        return None
+    starts, ends = spans
+    held, speaks = ends > starts, ends >= 0
+    first, last = place[starts[held]], place[ends[held] - 1]
+    speaks[held] = last + 1 - first == (ends - starts)[held]
+    starts[held], ends[held] = first, last + 1
+    return _silenced(starts, ends, speaks)
+
+
 def checked_spans(
     vocabulary: Vocabulary,
-    ids: Int[np.ndarray, T],
-    data: UInt8[np.ndarray, N],
+    ids: Int[np.ndarray, "T"],
+    data: UInt8[np.ndarray, "N"],
     offsets: Integer[np.ndarray, "T 2"],
 ) -> Spans:
     """Return starts and ends of the tokens that write what the text has where they stand, -1 for all others.
@@ -83,12 +106,12 @@ def checked_spans(
 
 def _equal_bytes(
     vocabulary: Vocabulary,
-    ids: Int[np.ndarray, T],
-    data: UInt8[np.ndarray, N],
-    group_length: Int[np.ndarray, G],
-    end: Int[np.ndarray, G],
-    dummy: Bool[np.ndarray, G],
-) -> Bool[np.ndarray, G]:
+    ids: Int[np.ndarray, "T"],
+    data: UInt8[np.ndarray, "N"],
+    group_length: Int[np.ndarray, "G"],
+    end: Int[np.ndarray, "G"],
+    dummy: Bool[np.ndarray, "G"],
+) -> Bool[np.ndarray, "G"]:
     """Return for each of G groups whether the bytes it writes are those that end at ``end``; a dummy prefix must be a space."""
     written = written_bytes(vocabulary, ids)
     group = np.repeat(np.arange(len(end)), group_length)
@@ -101,5 +124,5 @@ def _equal_bytes(
     return right
 
 
-def _silenced(starts: Int[np.ndarray, T], ends: Int[np.ndarray, T], speaks: Bool[np.ndarray, T]) -> Spans:
+def _silenced(starts: Int[np.ndarray, "T"], ends: Int[np.ndarray, "T"], speaks: Bool[np.ndarray, "T"]) -> Spans:
     return np.where(speaks, starts, -1), np.where(speaks, ends, -1)

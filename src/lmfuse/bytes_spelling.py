@@ -21,7 +21,7 @@ from lmfuse.errors import TokenizerError
 Node = dict[str, Any]  # one part of a tokenizer.json: {"type": ..., its options}
 CHILDREN = ("normalizers", "pretokenizers", "decoders", "processors")
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-NOT_SPACED = frozenset(".?!,")  # WordPiece's decoder with cleanup writes no space before these
+NOT_SPACED = (".", "?", "!", ",", "n't", "'m", "'s", "'ve", "'re")  # WordPiece's decoder with cleanup writes no space before these
 
 
 def walk(node: Node | None) -> Iterator[Node]:
@@ -54,7 +54,7 @@ class Spelling:
         replace: pairs of strings; the first is written as the second (U+2581 as a space).
         byte_fallback: ``<0xNN>`` is one byte.
         word_prefix: WordPiece's ``##``; None for every other kind.
-        cleanup: WordPiece's decoder writes no space before ``. ? ! ,``.
+        cleanup: WordPiece's decoder writes no space before ``. ? ! ,`` and contractions.
     """
 
     byte_level: bool = False
@@ -93,7 +93,7 @@ class Spelling:
         assert self.word_prefix is not None
         if token.startswith(self.word_prefix):
             return token[len(self.word_prefix) :].encode()
-        return token.encode() if self.cleanup and token in NOT_SPACED else b" " + token.encode()
+        return token.encode() if self.cleanup and token.startswith(NOT_SPACED) else b" " + token.encode()
 
 
 def read_spelling(state: Node) -> Spelling:

@@ -24,17 +24,18 @@ app = typer.Typer(
 RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
 OutOption = Annotated[Optional[Path], typer.Option("--out", help="Folder of the run; default: runs/NAME.", show_default=False)]  # noqa: UP045
 CacheOption = Annotated[
-    Optional[Path],
+    Path | None,
     typer.Option(
         "--cache", help="Folder of the artefacts that all runs share; default: $LMFUSE_CACHE or ~/.cache/lmfuse.", show_default=False
     ),
-]  # noqa: UP045, E501
+]
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"lmfuse {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
@@ -174,3 +175,7 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.secho("interrupted; the same command continues", fg="yellow", err=True)
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from lmfuse.artefacts import content_key, publish, write_atomic
 from lmfuse.errors import InputError, ModelError, VerificationError
-from lmfuse.forward import RowPlan, row_logits
+from lmfuse.forward import RowPlan, encode_all, row_logits
 from lmfuse.models import LanguageModel
 from lmfuse.safetensors_header import read_header
 from lmfuse.store import SHARD_NAME, Precision, RowStore, pack_shard, read_about
 from lmfuse.types import Document, Encoding, Rows, TopK
 
 PLAN = "plan.key"  # what a half-done collection was made from; left out of the published one
+GROUP = 32  # ids searched together by _top_k
 ProgressCallable = Callable[[int], None]
 
 
@@ -70,8 +71,8 @@ def collect(
     unique = list({document.id: document for document in documents}.values())
     settings = _Settings(k, batch_tokens, precision)
     made_from = {
-        "model": model.key, "tokenizer": model.tokenizer.key, "dtype": str(model.dtype).removeprefix("torch."), "k": k, "vocab_size": vocabulary.size,
-        "batch_tokens": batch_tokens, "shard_documents": shard_documents, "precision": precision,
+        "model": model.key, "tokenizer": model.tokenizer.key, "dtype": str(model.dtype).removeprefix("torch."), "k": k,
+        "vocab_size": vocabulary.size, "batch_tokens": batch_tokens, "shard_documents": shard_documents, "precision": precision,
     }  # fmt: skip
     identity = content_key([made_from, [document.id for document in unique]])
     with publish(folder, kind="rows", resume=True) as publication:
@@ -107,7 +108,7 @@ def _shard(
         if progress is not None:
             progress(counters["rows"])
         return counters
-    encodings = [model.tokenizer.encode(document) for document in documents]
+    encodings = encode_all(model, documents)
     plan = RowPlan.of(encodings)
     rows = _rows(model, documents, encodings, plan, settings, progress)
     counters = {
@@ -154,19 +155,38 @@ def _rows(
 
 @torch.inference_mode()
 def top_k_with_tail(
-    logits: Float[Tensor, "N V"], next_ids: Int[Tensor, N], k: int
-) -> tuple[Int[Tensor, "N K"], Float[Tensor, "N K"], Float[Tensor, N], Float[Tensor, N], Float[Tensor, N]]:
+    logits: Float[Tensor, "N V"], next_ids: Int[Tensor, "N"], k: int
+) -> tuple[Int[Tensor, "N K"], Float[Tensor, "N K"], Float[Tensor, "N"], Float[Tensor, "N"], Float[Tensor, "N"]]:
     """Return the best k ids, their log-probabilities, the log of the mass of all others, the nll of what followed, and the normaliser.
 
     ``logits`` are overwritten. The rest is summed by itself, not as one minus the kept: a tail of 1e-12 is as exact as one of 0.5,
-    and the exponential of each logit is taken once.
+    and the exponential of each logit is taken once, in place.
 
     >>> ids, log_probs, tail, nll, _ = top_k_with_tail(torch.tensor([[1.0, 4.0, 1.0, 2.0]]).log(), torch.tensor([3]), k=2)
     >>> ids.tolist(), log_probs.exp().tolist(), tail.exp().tolist(), nll.neg().exp().tolist()
     ([[1, 3]], [[0.5, 0.25]], [0.25], [0.25])
     """
     truth = logits.gather(1, next_ids[:, None])[:, 0]
-    kept, ids = logits.topk(k, dim=1)
-    rest = torch.logsumexp(logits.scatter_(1, ids, -torch.inf), dim=1)
+    kept, ids = _top_k(logits, k)
+    bound = kept[:, -1:].clamp(min=torch.finfo(kept.dtype).min)  # of all the rest; where nothing is left, any finite number
+    rest = logits.scatter_(1, ids, -torch.inf).sub_(bound).exp_().sum(1).log_() + bound[:, 0]
     normaliser = torch.logaddexp(torch.logsumexp(kept, dim=1), rest)
     return ids.to(torch.int32), kept - normaliser[:, None], rest - normaliser, normaliser - truth, normaliser
+
+
+def _top_k(logits: Float[Tensor, "N V"], k: int) -> tuple[Float[Tensor, "N K"], Int[Tensor, "N K"]]:
+    """Return the best k values and ids, sorted; on a CPU in about half the time of ``topk`` over the whole vocabulary.
+
+    The best k lie in the k groups with the highest maxima, so only those are searched.
+    """
+    num_rows, vocab_size = logits.shape
+    whole = vocab_size // GROUP * GROUP
+    if whole < 4 * k * GROUP:
+        best = logits.topk(k, dim=1)
+        return best.values, best.indices
+    groups = logits[:, :whole].view(num_rows, -1, GROUP).amax(2).topk(k, dim=1).indices
+    inside = torch.arange(GROUP, device=logits.device)
+    beyond = torch.arange(whole, vocab_size, device=logits.device).expand(num_rows, -1)
+    candidates = torch.cat([(groups[:, :, None] * GROUP + inside).flatten(1), beyond], 1)
+    kept, places = logits.gather(1, candidates).topk(k, dim=1)
+    return kept, candidates.gather(1, places)

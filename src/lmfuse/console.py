@@ -26,7 +26,7 @@ class Console:
 
     def say(self, text: str, style: str = "") -> None:
         """Print one line; the text is shown as it is, whatever brackets it has."""
-        self.rich.print(escape(text), style=style or None)
+        self.rich.print(escape(text), style=style or None, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Print one line that a reader should not miss."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,13 @@ class Corpus:
         return sorted({document.domain for document in self.splits[split]})
 
 
-def _read(specs: Sequence[TextSpec], base: Path) -> list[Document]:
-    return [document for spec in specs for document in read_documents(spec, base)]
+def _read(specs: Sequence[TextSpec], base: Path, counters: Counter[str]) -> list[Document]:
+    documents: list[Document] = []
+    for spec in specs:
+        counted: dict[str, int] = {}
+        documents += read_documents(spec, base, counters=counted)
+        counters.update(counted)
+    return documents
 
 
 def prepare_corpus(text: Text, base: Path, tokenizers: Sequence[ByteTokenizer], contexts: Sequence[int]) -> Corpus:
@@ -45,13 +51,15 @@ def prepare_corpus(text: Text, base: Path, tokenizers: Sequence[ByteTokenizer], 
     Raises:
         TextError: missing or malformed files; overlap between training and evaluation text; nothing left in a split.
     """
-    train, dropped = deduplicate(_read(text.train, base))
-    evaluation = _read(text.evaluation, base)
+    read: dict[str, Counter[str]] = {"train": Counter(), "evaluation": Counter()}
+    train, dropped = deduplicate(_read(text.train, base, read["train"]))
+    evaluation = _read(text.evaluation, base, read["evaluation"])
     refuse_overlap(train, evaluation, max_share=text.max_overlap)
     kept, held_out = split_held_out(train, text.held_out, seed=text.seed)
     limits = [min(text.window_tokens, context) for context in contexts]
     splits: dict[str, tuple[Document, ...]] = {}
-    counters = {"duplicate_documents": dropped}
+    counters = {f"{side}_documents_{name}": count for side, found in read.items() for name, count in found.items()}
+    counters["train_documents_duplicate"] = dropped
     for split, documents in zip(SPLITS, (kept, held_out, evaluation), strict=True):
         windows = fit_windows(documents, tokenizers, limits)
         unique, twice = deduplicate(windows.documents)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,10 +13,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lmfuse.errors import InputError
+from lmfuse.memory import out_of_memory_is_an_error
 from lmfuse.models import LanguageModel
-from lmfuse.types import Encoding
+from lmfuse.types import Document, Encoding
 
-CHUNK_LOGITS = 1 << 25  # logits computed at once: 128 MiB of float32, however large the vocabulary
+CHUNK_LOGITS = {"cpu": 1 << 22, "other": 1 << 26}  # computed at once; on a CPU so few that memory is reused, not mapped anew
+CHUNK_ROWS = 64  # but at least so many, or a large head is read from memory too often
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,8 @@ class RowPlan:
         offsets: document ``i`` owns rows ``offsets[i]:offsets[i + 1]``.
     """
 
-    positions: tuple[Int[np.ndarray, U], ...]
-    offsets: Int[np.ndarray, B + 1]
+    positions: tuple[Int[np.ndarray, "_"], ...]
+    offsets: Int[np.ndarray, "B1"]
 
     @classmethod
     def of(cls, encodings: Sequence[Encoding]) -> RowPlan:
@@ -41,8 +44,8 @@ class RowPlan:
         """Return the number of rows of all documents."""
         return int(self.offsets[-1])
 
-    @property
-    def lengths(self) -> Int[np.ndarray, B]:
+    @cached_property
+    def lengths(self) -> Int[np.ndarray, "B"]:
         """Return how many tokens of each document the model must read: those before its last row, or none."""
         return np.array([found[-1] if len(found) else 0 for found in self.positions], np.int64)
 
@@ -51,12 +54,12 @@ class RowPlan:
 class LogitChunk:
     """Logits of some rows: which rows (see ``RowPlan``), over the real vocabulary in float32, and the tokens that really followed."""
 
-    rows: Int[np.ndarray, N]
+    rows: Int[np.ndarray, "N"]
     logits: Float[Tensor, "N V"]
-    next_ids: Int[Tensor, N]
+    next_ids: Int[Tensor, "N"]
 
 
-def length_buckets(lengths: Int[np.ndarray, B], batch_tokens: int) -> list[Int[np.ndarray, N]]:
+def length_buckets(lengths: Int[np.ndarray, "B"], batch_tokens: int) -> list[Int[np.ndarray, "_"]]:
     """Group documents of similar length into batches of at most ``batch_tokens`` tokens, padding included; longest first.
 
     A document that is longer than that is a batch of its own; a document of length 0 is in none. The result depends on the
@@ -75,42 +78,65 @@ def length_buckets(lengths: Int[np.ndarray, B], batch_tokens: int) -> list[Int[n
     return buckets
 
 
-@torch.inference_mode()
+def encode_all(model: LanguageModel, documents: Sequence[Document]) -> list[Encoding]:
+    """Encode documents with a model's tokenizer.
+
+    Raises:
+        InputError: one is longer than the model's context; names it.
+        TokenizerError: the tokenizer cannot encode one.
+    """
+    encodings = model.tokenizer.encode_many(documents)
+    for document, encoding in zip(documents, encodings, strict=True):
+        if len(encoding.ids) > model.context:
+            raise InputError(
+                f"document {document.id}{f' ({document.origin})' if document.origin else ''} has {len(encoding.ids)} tokens, "
+                f"the model reads at most {model.context}",
+                "cut the text into shorter windows",
+            )
+    return encodings
+
+
 def row_logits(model: LanguageModel, encodings: Sequence[Encoding], plan: RowPlan, *, batch_tokens: int) -> Iterator[LogitChunk]:
     """Yield the logits of all planned rows, each row once, in chunks of bounded size.
 
     Documents are padded on the right, where a causal model cannot see it; hidden states of padding never reach the head.
 
     Raises:
-        InputError: a document is longer than the model's context.
+        ResourceError: memory does not suffice for a batch.
     """
-    for index, encoding in enumerate(encodings):
-        if len(encoding.ids) > model.context:
-            raise InputError(
-                f"document {index} has {len(encoding.ids)} tokens, the model reads at most {model.context}",
-                "cut the text into shorter windows",
-            )
     with _evaluation(model):
         for bucket in length_buckets(plan.lengths, batch_tokens):
             yield from _bucket_logits(model, encodings, plan, bucket)
 
 
-def _bucket_logits(model: LanguageModel, encodings: Sequence[Encoding], plan: RowPlan, bucket: Int[np.ndarray, N]) -> Iterator[LogitChunk]:
+def _bucket_logits(
+    model: LanguageModel, encodings: Sequence[Encoding], plan: RowPlan, bucket: Int[np.ndarray, "B"]
+) -> Iterator[LogitChunk]:
+    what = f"a batch of {len(bucket)} documents of up to {plan.lengths[bucket].max()} tokens"
+    with out_of_memory_is_an_error(what):
+        states = _states(model, encodings, plan, bucket)
+    rows = np.concatenate([np.arange(plan.offsets[i], plan.offsets[i + 1]) for i in bucket])
+    next_ids = torch.from_numpy(np.concatenate([encodings[i].ids[plan.positions[i]] for i in bucket]).astype(np.int64)).to(model.device)
+    size = max(CHUNK_ROWS, CHUNK_LOGITS.get(model.device.type, CHUNK_LOGITS["other"]) // model.head.vocab_size)
+    for first in range(0, len(rows), size):
+        part = slice(first, first + size)
+        with out_of_memory_is_an_error(what), torch.inference_mode():  # not across the yield: it would leak into the caller
+            logits = model.head.logits(states[part])
+        yield LogitChunk(rows[part], logits, next_ids[part])
+
+
+@torch.inference_mode()
+def _states(model: LanguageModel, encodings: Sequence[Encoding], plan: RowPlan, bucket: Int[np.ndarray, "B"]) -> Float[Tensor, "N D"]:
+    """Return the final hidden states from which the rows of a bucket are predicted, document after document."""
     lengths = plan.lengths[bucket]
     ids = np.zeros((len(bucket), int(lengths.max())), np.int64)
     for line, index in zip(ids, bucket, strict=True):
         line[: plan.lengths[index]] = encodings[index].ids[: plan.lengths[index]]
-    mask = torch.from_numpy(np.arange(ids.shape[1]) < lengths[:, None]).to(model.device)
+    mask = torch.from_numpy((np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)).to(model.device)
     padded = int(lengths.min()) < ids.shape[1]
-    hidden = model.hidden(torch.from_numpy(ids).to(model.device), mask.long() if padded else None)
-    rows = np.concatenate([np.arange(plan.offsets[i], plan.offsets[i + 1]) for i in bucket])
+    hidden = model.hidden(torch.from_numpy(ids).to(model.device), mask if padded else None)
     where = np.concatenate([line * ids.shape[1] + plan.positions[i] - 1 for line, i in enumerate(bucket)])
-    next_ids = torch.from_numpy(np.concatenate([encodings[i].ids[plan.positions[i]] for i in bucket]).astype(np.int64)).to(model.device)
-    states = hidden.flatten(0, 1)[torch.from_numpy(where).to(model.device)]
-    size = max(1, CHUNK_LOGITS // model.head.vocab_size)
-    for first in range(0, len(rows), size):
-        part = slice(first, first + size)
-        yield LogitChunk(rows[part], model.head.logits(states[part]), next_ids[part])
+    return hidden.flatten(0, 1)[torch.from_numpy(where).to(model.device)]
 
 
 @contextmanager

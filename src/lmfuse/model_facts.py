@@ -158,7 +158,7 @@ def _file_hash(path: Path, cache: Path | None) -> str:
 
 
 def licence_of(folder: Path) -> str:
-    """Return the licence that a model's folder names: in the front matter of its README, or by the first line of its LICENSE; else ``""``."""
+    """Return the licence that a folder names: in the front matter of its README, or in the first line of its LICENSE; else ``""``."""
     with suppress(OSError):
         text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
         matter = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)

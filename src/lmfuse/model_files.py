@@ -1,4 +1,4 @@
-"""A model's folder, judged before any weight is read: where it is, whether it is whole, and that nothing in it can run or point elsewhere."""
+"""A model's folder, judged before any weight is read: that it is whole, and that nothing in it can run or point elsewhere."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class ModelFolder:
 
 
 def local_folder(spec: ModelSpec) -> Path:
-    """Return the folder of a model, fetched from the hub if it is not a folder here. Only weights, JSON and tokenizer files are fetched, never code.
+    """Return the folder of a model, fetched from the hub if it is none here: weights, JSON and tokenizer files only, never code.
 
     Raises:
         ModelError: there is no such folder or hub name.

@@ -1,7 +1,7 @@
 """Which part of a causal language model gives the final hidden states, and what its head does with them: found by asking the model itself.
 
-Nothing here trusts a configuration's word: a candidate is taken when its logits are the model's own on a few tokens, for hidden states of the natural
-size and of eight times that (a soft cap does not show on small logits).
+Nothing here trusts a configuration's word: a candidate is taken when its logits are the model's own on a few tokens, for hidden
+states of the natural size and of eight times that (a soft cap does not show on small logits).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lmfuse.errors import ModelError
 from lmfuse.losses.head import Head
+from lmfuse.memory import is_out_of_memory
 
 MULTIPLIERS = ("logit_scale", "lm_head_multiplier", "logits_scaling")  # Cohere; Falcon-H1; HyperCLOVA X
 DIVISORS = ("logits_scaling",)  # Granite
@@ -37,7 +38,7 @@ def find_head(module: nn.Module, vocab_size: int) -> tuple[nn.Module, Head]:
     """
     ids = _probe_ids(vocab_size).to(next(module.parameters()).device)
     with torch.no_grad():
-        expected = _logits(module(input_ids=ids, use_cache=False))[..., :vocab_size].float()
+        expected = _run(module, ids)[..., :vocab_size].float()
         _refuse_lookahead(module, expected)
         for body in _bodies(module):
             hidden = _last_hidden(body, ids)
@@ -58,6 +59,16 @@ def _probe_ids(vocab_size: int) -> Int[Tensor, "2 P"]:
     ids = (torch.arange(2 * PROBE_TOKENS).view(2, PROBE_TOKENS) * 7919 + 3) % vocab_size
     ids[1, : PROBE_TOKENS // 2] = ids[0, : PROBE_TOKENS // 2]
     return ids
+
+
+def _run(module: nn.Module, ids: Int[Tensor, "B P"]) -> Float[Tensor, "B P V"]:
+    try:
+        return _logits(module(input_ids=ids, use_cache=False))
+    except Exception as reason:
+        if is_out_of_memory(reason):
+            raise
+        what = next(iter(str(reason).splitlines()), type(reason).__name__)
+        raise ModelError(f"{type(module).__name__} cannot read tokens: {what}", "its config.json may contradict itself") from reason
 
 
 def _logits(output: Any) -> Float[Tensor, "*B T V"]:
@@ -119,16 +130,28 @@ def _agrees(head: Head, hidden: Float[Tensor, "B P D"], expected: Float[Tensor, 
     if head.weight.shape[1] != hidden.shape[-1] and head.full is None:
         return False
     found = head.logits(hidden.flatten(0, 1))
-    return _close(found, expected.reshape(-1, expected.shape[-1])[:, : head.vocab_size].float(), hidden.dtype)
+    return _close(found, expected.reshape(-1, expected.shape[-1])[:, : head.vocab_size].float(), head.weight.dtype)
 
 
 class _Given(nn.Module):
     """Stands where a model's body was and returns the hidden states that it is given."""
 
-    def forward(self, *_: Any, inputs_embeds: Tensor | None = None, **__: Any) -> Any:
-        from transformers.modeling_outputs import BaseModelOutputWithPast
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> _GivenOutput:
+        return _GivenOutput(inputs_embeds)
 
-        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
+
+class _GivenOutput:
+    """A body's output with nothing in it but the hidden states, by name or as the first of a tuple."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        return (self.last_hidden_state,)[index]
 
 
 def _own_head(
@@ -148,4 +171,4 @@ def _own_head(
         found = own(hidden.flatten(0, 1))[:, : expected.shape[-1]]
     except Exception:  # a head that wants more of its body than hidden states; the probe then rests on natural sizes alone
         return None
-    return own if _close(found.float(), expected.flatten(0, 1), hidden.dtype) else None
+    return own if _close(found.float(), expected.flatten(0, 1), next(module.parameters()).dtype) else None

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from lmfuse.bytes import ByteTokenizer
 from lmfuse.errors import InputError, LmfuseError, ModelError, ResourceError
 from lmfuse.losses.head import Head
+from lmfuse.memory import available_memory, is_out_of_memory, out_of_memory_is_an_error
 from lmfuse.model_facts import ModelFacts as ModelFacts
 from lmfuse.model_facts import check_vocabulary, context_of, load_config, model_key
 from lmfuse.model_facts import inspect_model as inspect_model
@@ -65,7 +64,7 @@ class LanguageModel:
 
     def count_tokens(self, documents: Iterable[Document]) -> int:
         """Return how many tokens of these documents the model predicts: what collecting and scoring report as progress."""
-        return sum(int((self.tokenizer.encode(document).starts[1:] >= 0).sum()) for document in documents)
+        return sum(int((encoding.starts[1:] >= 0).sum()) for encoding in self.tokenizer.encode_many(list(documents)))
 
 
 def load_tokenizer(spec: ModelSpec) -> ByteTokenizer:
@@ -93,7 +92,7 @@ def load_model(spec: ModelSpec, device: str | torch.device = "cpu") -> LanguageM
     tokenizer = ByteTokenizer.load(checked.path, spec.document_start)
     check_vocabulary(checked.path, tokenizer.vocabulary.size, config.get_text_config(decoder=True).vocab_size)
     _refuse_too_large(checked, spec)
-    with _memory_is_a_resource(checked.path, spec, str(place)):
+    with out_of_memory_is_an_error(f"loading {checked.path} as {spec.dtype} on {place}"):
         module = _load_module(checked, config, getattr(torch, spec.dtype)).to(place)
         _refuse_non_finite(checked, module, spec.dtype)
         return wrap_module(module, tokenizer, key=model_key(checked))
@@ -124,7 +123,7 @@ def _load_module(checked: ModelFolder, config: Any, dtype: torch.dtype) -> Any:
     except (MemoryError, LmfuseError):
         raise
     except Exception as reason:  # a configuration that passes validation and builds no model
-        if _is_out_of_memory(reason):
+        if is_out_of_memory(reason):
             raise
         what = next(iter(str(reason).splitlines()), type(reason).__name__)
         raise ModelError(f"{checked.path} cannot be loaded: {what}", "is config.json that of these weights?") from reason
@@ -183,38 +182,9 @@ def _refuse_too_large(checked: ModelFolder, spec: ModelSpec) -> None:
     """Refuse a model that cannot fit into what the system says is free; Linux would kill the process without a word."""
     numbers = sum(entry.size for header in checked.headers.values() for entry in header.tensors.values())
     needed = numbers * torch.empty(0, dtype=getattr(torch, spec.dtype)).element_size()
-    available = _available_memory()
+    available = available_memory()
     if available is not None and needed > available:
         raise ResourceError(
             f"{checked.path} needs {needed / 2**30:.1f} GiB as {spec.dtype}, {available / 2**30:.1f} GiB are free",
             "close other programs, or use a smaller dtype or model",
         )
-
-
-def _available_memory() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-
-
-def _is_out_of_memory(reason: BaseException) -> bool:
-    words = ("can't allocate memory", "not enough memory", "out of memory")
-    return (
-        isinstance(reason, MemoryError | torch.cuda.OutOfMemoryError)
-        or getattr(reason, "errno", None) == errno.ENOMEM
-        or (isinstance(reason, RuntimeError) and any(word in str(reason).lower() for word in words))
-    )
-
-
-@contextmanager
-def _memory_is_a_resource(path: Path, spec: ModelSpec, device: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as reason:
-        if not _is_out_of_memory(reason):
-            raise
-        raise ResourceError(
-            f"out of memory on {device} while loading {path} as {spec.dtype}", "use a smaller dtype, model or batch"
-        ) from reason

@@ -48,8 +48,8 @@ class Overlap:
 class _Spans:
     """The spans of some documents: their hashes, and the index of the document that each stands in."""
 
-    hashes: UInt64[np.ndarray, N]
-    documents: Int[np.ndarray, N]
+    hashes: UInt64[np.ndarray, "N"]
+    documents: Int[np.ndarray, "N"]
 
 
 def find_overlap(train: Sequence[Document], evaluation: Sequence[Document], *, threshold: float = 0.5, words: int = 13) -> list[Overlap]:
@@ -76,7 +76,7 @@ def find_overlap(train: Sequence[Document], evaluation: Sequence[Document], *, t
     return found
 
 
-def _first_seen(known: UInt64[np.ndarray, N], train: Sequence[Document], words: int) -> Int[np.ndarray, N]:
+def _first_seen(known: UInt64[np.ndarray, "N"], train: Sequence[Document], words: int) -> Int[np.ndarray, "N"]:
     """Return for each of the sorted hashes the first training document that has this span, or -1."""
     first = np.full(len(known), -1, np.int64)
     maybe = np.zeros(1 << FILTER_BITS, bool)  # rules out nearly everything before the search
@@ -142,7 +142,7 @@ def _spans(texts: list[bytes], first: int, words: int) -> _Spans:
     return _Spans(np.concatenate(hashes), np.concatenate([document[begin] for begin in begins.values()]) + first)
 
 
-def _chain(word: UInt64[np.ndarray, N], begin: Int[np.ndarray, M], length: int) -> UInt64[np.ndarray, M]:
+def _chain(word: UInt64[np.ndarray, "N"], begin: Int[np.ndarray, "M"], length: int) -> UInt64[np.ndarray, "M"]:
     """Return a hash of ``length`` words from each beginning on."""
     value = np.full(len(begin), length, np.uint64)
     for step in range(length):
@@ -150,7 +150,7 @@ def _chain(word: UInt64[np.ndarray, N], begin: Int[np.ndarray, M], length: int) 
     return value
 
 
-def _hash_runs(data: np.ndarray, start: Int[np.ndarray, N], end: Int[np.ndarray, N]) -> UInt64[np.ndarray, N]:
+def _hash_runs(data: np.ndarray, start: Int[np.ndarray, "N"], end: Int[np.ndarray, "N"]) -> UInt64[np.ndarray, "N"]:
     """Return a hash of each run of bytes: differences of one running polynomial, brought to the same power."""
     powers = np.cumprod(np.concatenate([[np.uint64(1)], np.full(len(data), BASE)]), dtype=np.uint64)
     inverse = np.cumprod(np.concatenate([[np.uint64(1)], np.full(len(data), np.uint64(pow(int(BASE), -1, 2**64)))]), dtype=np.uint64)
@@ -158,13 +158,13 @@ def _hash_runs(data: np.ndarray, start: Int[np.ndarray, N], end: Int[np.ndarray,
     return _mix((running[end] - running[start]) * inverse[start])
 
 
-def _mix(value: UInt64[np.ndarray, N]) -> UInt64[np.ndarray, N]:
+def _mix(value: UInt64[np.ndarray, "N"]) -> UInt64[np.ndarray, "N"]:
     """Spread every bit over all 64 (the finaliser of SplitMix64)."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: UInt64[np.ndarray, N] = value ^ (value >> np.uint64(31))
+    mixed: UInt64[np.ndarray, "N"] = value ^ (value >> np.uint64(31))
     return mixed
 
 
-def _bucket(hashes: UInt64[np.ndarray, N]) -> Int[np.ndarray, N]:
+def _bucket(hashes: UInt64[np.ndarray, "N"]) -> Int[np.ndarray, "N"]:
     return (hashes >> np.uint64(64 - FILTER_BITS)).astype(np.int64)

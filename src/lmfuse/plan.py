@@ -137,14 +137,14 @@ def _judge(recipe: Recipe, needs: tuple[ModelNeeds, ...], facts: dict[str, Any],
                 f"the run needs about {disk / GIB:.1f} GiB of disk in {cache}, {free / GIB:.1f} GiB are free",
                 hint="lower rows.k, use fewer arms or seeds, or name another --cache",
             )
-        )  # noqa: E501
+        )
     if memory > room and recipe.device in ("auto", "cpu"):
         problems.append(
             ResourceError(
                 f"the run needs about {memory / GIB:.1f} GiB of memory, {room / GIB:.1f} GiB are free",
                 hint="lower train.batch_documents or rows.batch_tokens, or set train.gradient_checkpointing",
             )
-        )  # noqa: E501
+        )
     documents = {split: len(windows) for split, windows in corpus.splits.items()}
     return Plan(needs, documents, disk, free, memory, room, tuple(_notes(needs, corpus)), tuple(problems))
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
@@ -125,7 +125,7 @@ class Recipe(_Section):
     clm_weight: dict[str, NonNegative] = {}
     train: Training = Training()
     learning_rates: tuple[float, ...] = ()
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
     sources_used: Literal["auto", "all"] = "auto"
     arms: tuple[str | Arm, ...] = ("clm", "self", "fused")
     result: str = "fused"
@@ -141,7 +141,7 @@ class Recipe(_Section):
         return arms
 
     @model_validator(mode="after")
-    def _names_fit(self) -> Self:
+    def _names_fit(self) -> Recipe:
         names = [source.label for source in self.sources]
         twice = {name for name in names if names.count(name) > 1}
         if twice:

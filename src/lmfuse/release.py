@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from lmfuse.artefacts import is_complete, publish, write_atomic
+from lmfuse.console import Console
 from lmfuse.report.page import headline, render_folder
 
 
@@ -64,3 +67,15 @@ def release(run: Path, report: Mapping[str, Any], model: Path, recipe_yaml: str)
             (publication.path / "README.md").write_text(model_card(report, recipe_yaml), encoding="utf-8")
             publication.provenance["model"] = model.name
     return render_folder(run)
+
+
+def tell(console: Console, report: Mapping[str, Any], page: Path) -> None:
+    """Print the values of every arm, the verdict, and where everything is."""
+    table = Table("arm", *report["domains"], "macro", title="bits per byte on evaluation text, lower is better", min_width=60)
+    for arm, values in report["arms"].items():
+        table.add_row(arm, *(f"{values[domain]:.4f}" for domain in (*report["domains"], "macro")))
+    console.table(table)
+    for line in headline(report):
+        console.say(line["text"], style={"better": "green", "worse": "red", "even": "yellow"}[line["kind"]])
+    console.say(f"report: {page}")
+    console.say(f"model:  {page.parent.parent / 'model'}")

@@ -1,8 +1,9 @@
 """Rows on disk: shards that hold whole documents in the narrowest types, and random access to one document.
 
-A shard is a safetensors file. Per token: ``k`` ids (two bytes each, a third only where the vocabulary needs it), ``k`` log-probabilities, tail and nll in
-the chosen precision, the token that followed, and its length in bytes, from which starts and ends are summed up. Bytes without a row between two rows
-(masked spans) are listed apart: they are rare. Per document: its id and its number of rows.
+A shard is a safetensors file. Per token: ``k`` ids (two bytes each, a third only where the vocabulary needs it), ``k``
+log-probabilities, tail and nll in the chosen precision, the token that followed, and its length in bytes, from which starts and ends
+are summed up. Bytes without a row between two rows (masked spans) are listed apart: they are rare. Per document: its id and its
+number of rows.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Precision = Literal["float16", "float32"]
 
 def pack_shard(
     document_ids: Sequence[str],
-    row_counts: Integer[np.ndarray, D],
+    row_counts: Integer[np.ndarray, "D"],
     rows: Rows,
     precision: Precision,
     counters: Mapping[str, int] | None = None,
@@ -229,6 +230,8 @@ class RowStore:
             high, low = int(document_id[:16], 16), int(document_id[16:], 16)
         except ValueError:
             return -1
+        if document_id != f"{high:016x}{low:016x}":
+            return -1
         position = int(np.searchsorted(self._sorted, np.uint64(high)))
         while position < len(self._sorted) and int(self._sorted[position]) == high:
             if int(self._names[self._order[position], 1]) == low:
@@ -237,7 +240,7 @@ class RowStore:
         return -1
 
     def __contains__(self, document_id: str) -> bool:
-        return len(document_id) == 2 * ID_BYTES and self._find(document_id) >= 0
+        return self._find(document_id) >= 0
 
     def __len__(self) -> int:
         return len(self._names)
@@ -248,7 +251,7 @@ class RowStore:
 
     def __getitem__(self, document_id: str) -> Rows:
         position = self._find(document_id)
-        if position < 0 or len(document_id) != 2 * ID_BYTES:
+        if position < 0:
             raise KeyError(f"{self.folder} holds no rows of document {document_id!r}")
         number, index = self._places[position].tolist()
         shard = self._shards.pop(number, None) or _Shard(self._paths[number], self._headers[number])

@@ -5,13 +5,13 @@ Nothing aligned is kept on disk: aligning again costs less than reading it back 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from lmfuse.align.pair import Pair
-from lmfuse.bytes import ByteTokenizer
 from lmfuse.store import RowStore
 from lmfuse.types import Alignment, Document, Encoding, Fused, Rows
 
@@ -19,12 +19,21 @@ AlignCallable = Callable[[Rows, Encoding, Pair], Alignment]
 FuseCallable = Callable[..., Fused]
 
 
+@runtime_checkable
+class Encoder(Protocol):
+    """Whatever encodes a document: a ``ByteTokenizer``."""
+
+    def encode(self, document: Document) -> Encoding:
+        """Return the document's tokens and where they lie."""
+        ...
+
+
 @dataclass(frozen=True)
 class SourceRows:
     """One source as a teacher sees it: its rows, what its vocabulary means to the target, and how good it is on held-out text by domain."""
 
     name: str
-    store: RowStore
+    store: Mapping[str, Rows] | RowStore
     pair: Pair
     held_out_nats_per_byte: Mapping[str, float]
 
@@ -58,6 +67,7 @@ class RowTeacher:
         return [*scores, to_beat] if to_beat is not None and getattr(self.fuse, "no_teacher", False) else scores
 
     def __call__(self, document: Document, encoding: Encoding) -> Fused:
+        """Return one teacher row per token of the target's encoding."""
         return self.fuse(self.alignments(document, encoding), np.asarray(self.scores(document)))
 
 
@@ -71,7 +81,7 @@ class SourceSurvey:
     win_rate: float
 
 
-def survey(teacher: RowTeacher, documents: Iterable[Document], tokenizer: ByteTokenizer) -> tuple[dict[str, SourceSurvey], dict[str, int]]:
+def survey(teacher: RowTeacher, documents: Iterable[Document], tokenizer: Encoder) -> tuple[dict[str, SourceSurvey], dict[str, int]]:
     """Align and fuse all documents once and count.
 
     Returns:
@@ -107,7 +117,7 @@ def survey(teacher: RowTeacher, documents: Iterable[Document], tokenizer: ByteTo
     return found, {"tokens": tokens, "tokens_untaught": untaught}
 
 
-def domains_where_better(scores: Mapping[str, float], to_beat: Mapping[str, float]) -> Sequence[str]:
+def domains_where_better(scores: Mapping[str, float], to_beat: Mapping[str, float]) -> list[str]:
     """Return the domains, sorted, in which a source's nats per byte are below those to beat.
 
     >>> domains_where_better({"code": 0.5, "prose": 0.9}, {"code": 0.6, "prose": 0.8})

@@ -10,6 +10,7 @@ U     source tokens of a document (one *row* each)
 V, W  target vocabulary, source vocabulary
 K     kept candidates of a row
 N     anything counted once (bytes, positions, non-zeros)
+W1    W + 1: offsets of W things
 ====  =========================================================
 
 All of them are frozen and hold numpy arrays; what a training step needs of them as tensors is in ``losses/teacher.py``.
@@ -78,8 +79,8 @@ class Vocabulary:
         key: a hash of everything above; the identity of the tokenizer in caches.
     """
 
-    flat: UInt8[np.ndarray, N]
-    offsets: Int[np.ndarray, W + 1]
+    flat: UInt8[np.ndarray, "N"]
+    offsets: Int[np.ndarray, "W1"]
     strings: tuple[str, ...] = field(repr=False)
     control: Mapping[str, int]
     key: str
@@ -90,7 +91,7 @@ class Vocabulary:
         return len(self.offsets) - 1
 
     @cached_property
-    def lengths(self) -> Int[np.ndarray, W]:
+    def lengths(self) -> Int[np.ndarray, "W"]:
         """Return the number of bytes of each token."""
         return np.diff(self.offsets)
 
@@ -132,9 +133,9 @@ class Encoding:
         masked_bytes: how many trained bytes the tokenizer cannot represent (lossy normaliser).
     """
 
-    ids: Integer[np.ndarray, T]
-    starts: Integer[np.ndarray, T]
-    ends: Integer[np.ndarray, T]
+    ids: Integer[np.ndarray, "T"]
+    starts: Integer[np.ndarray, "T"]
+    ends: Integer[np.ndarray, "T"]
     masked_bytes: int = 0
 
 
@@ -170,7 +171,7 @@ class TopK:
         )
 
     @classmethod
-    def certain(cls, ids: Integer[np.ndarray, T], k: int, vocab_size: int) -> TopK:
+    def certain(cls, ids: Integer[np.ndarray, "T"], k: int, vocab_size: int) -> TopK:
         """Return rows that give probability 1 to one id each.
 
         >>> TopK.certain(np.array([7]), k=2, vocab_size=9).log_probs.tolist()
@@ -195,10 +196,10 @@ class Rows:
     stood there, ``nll_nats[u]`` its negative log-likelihood, in the top k or not. Tokens without text have no row.
     """
 
-    starts: Integer[np.ndarray, U]
-    ends: Integer[np.ndarray, U]
-    next_ids: Integer[np.ndarray, U]
-    nll_nats: Float[np.ndarray, U]
+    starts: Integer[np.ndarray, "U"]
+    ends: Integer[np.ndarray, "U"]
+    next_ids: Integer[np.ndarray, "U"]
+    nll_nats: Float[np.ndarray, "U"]
     topk: TopK
 
     def __len__(self) -> int:
@@ -228,9 +229,9 @@ class VocabularyMap:
     is unmapped and its probability is *lost mass*, which goes to the tail and is counted.
     """
 
-    indptr: Int[np.ndarray, W + 1]
-    target_ids: Integer[np.ndarray, N]
-    weights: Float[np.ndarray, N]
+    indptr: Int[np.ndarray, "W1"]
+    target_ids: Integer[np.ndarray, "N"]
+    weights: Float[np.ndarray, "N"]
     target_size: int
     method: str
 
@@ -245,7 +246,7 @@ class VocabularyMap:
         return float((np.diff(self.indptr) > 0).mean())
 
     @classmethod
-    def from_single(cls, target_of: Integer[np.ndarray, W], target_size: int, method: str) -> VocabularyMap:
+    def from_single(cls, target_of: Integer[np.ndarray, "W"], target_size: int, method: str) -> VocabularyMap:
         """Build a map in which each source id goes to one target id, or nowhere (-1).
 
         >>> one = VocabularyMap.from_single(np.array([2, -1, 0]), target_size=3, method="exact")
@@ -256,7 +257,7 @@ class VocabularyMap:
         indptr = np.concatenate([[0], np.cumsum(mapped)]).astype(np.int64)
         return cls(indptr, target_of[mapped].astype(np.int64), np.ones(int(mapped.sum()), np.float32), target_size, method)
 
-    def single(self) -> Int[np.ndarray, W]:
+    def single(self) -> Int[np.ndarray, "W"]:
         """Return for each source id the target id that gets most of it, or -1."""
         best = np.full(self.source_size, -1, np.int64)
         source = np.repeat(np.arange(self.source_size), np.diff(self.indptr))
@@ -277,14 +278,14 @@ class Alignment:
         one_hot: True where a published fallback put all probability on one id instead of a source's row.
     """
 
-    source_row: Integer[np.ndarray, T]
+    source_row: Integer[np.ndarray, "T"]
     topk: TopK
-    truth_nll_nats: Float[np.ndarray, T]
-    lost_mass: Float[np.ndarray, T]
-    one_hot: Bool[np.ndarray, T]
+    truth_nll_nats: Float[np.ndarray, "T"]
+    lost_mass: Float[np.ndarray, "T"]
+    one_hot: Bool[np.ndarray, "T"]
 
     @property
-    def taught(self) -> Bool[np.ndarray, T]:
+    def taught(self) -> Bool[np.ndarray, "T"]:
         """Return where there is anything to teach: a source row, or a published one-hot fallback."""
         return (self.source_row >= 0) | self.one_hot
 
@@ -294,8 +295,8 @@ class Fused:
     """One teacher row per target token, and whose it is: ``winner`` is a source's index, -1 without a teacher, -2 for a blend."""
 
     topk: TopK
-    taught: Bool[np.ndarray, T]
-    winner: Integer[np.ndarray, T]
+    taught: Bool[np.ndarray, "T"]
+    winner: Integer[np.ndarray, "T"]
 
 
 @dataclass(frozen=True)

@@ -54,10 +54,9 @@ def fit_windows(
     origin is the document's with ``#first-end``, the bytes it covers.
 
     Raises:
-        TextError: a single character needs more tokens than a model can read.
-        TokenizerError: a document is a conversation.
+        TextError: a document is a conversation, or a single character needs more tokens than a model can read.
     """
-    if len(tokenizers) != len(max_tokens):
+    if not tokenizers or len(tokenizers) != len(max_tokens):
         raise ValueError(f"{len(tokenizers)} tokenizers, {len(max_tokens)} limits")
     cutter = _Cutter(tokenizers, max_tokens, max_bytes, min_bytes)
     return Windows([window for group in _groups(documents) for window in cutter.windows(group)], dict(cutter.counters))
@@ -95,17 +94,20 @@ class _Cutter:
         self.counters["windows_halved"] = 0
 
     def windows(self, documents: Sequence[Document]) -> Iterator[Document]:
+        for document in documents:
+            if len(document.segments) != 1 or not document.segments[0].trained:
+                raise TextError(f"{document.origin or document.id}: conversations cannot be cut into windows", hint="give plain text")
         data = [document.trained_bytes for document in documents]
         blocks = [block for number in range(len(documents)) for block in self.blocks(data[number], number)]
         done: list[_Range] = []
         waiting: list[_Range] = []
-        for block, encodings in zip(blocks, self.encode(documents, data, blocks), strict=True):
+        for block, encodings in zip(blocks, self.encode(data, blocks), strict=True):
             if block.end - block.start <= self.max_bytes and self.excess(encodings) <= 0:
                 done.append(block)
             else:
                 waiting += self.cut_block(data[block.document], block, encodings)
         while waiting:
-            found = list(zip(waiting, self.encode(documents, data, waiting), strict=True))
+            found = list(zip(waiting, self.encode(data, waiting), strict=True))
             done += [window for window, encodings in found if self.excess(encodings) <= 0]
             waiting = [
                 half for window, encodings in found if self.excess(encodings) > 0 for half in self.halves(data[window.document], window)
@@ -119,13 +121,9 @@ class _Cutter:
             segment = Segment(data[window.document][window.start : window.end].decode(), document.segments[0].role)
             yield replace(document, segments=(segment,), origin=f"{document.origin}#{window.start}-{window.end}")
 
-    def encode(self, documents: Sequence[Document], data: Sequence[bytes], ranges: Sequence[_Range]) -> list[tuple[Encoding, ...]]:
+    def encode(self, data: Sequence[bytes], ranges: Sequence[_Range]) -> list[tuple[Encoding, ...]]:
         """Return every tokenizer's encoding of every range."""
-        whole = {number for number, document in enumerate(documents) if len(document.segments) != 1 or not document.segments[0].trained}
-        texts = [
-            documents[part.document] if part.document in whole else Document.plain(data[part.document][part.start : part.end].decode())
-            for part in ranges
-        ]
+        texts = [Document.plain(data[part.document][part.start : part.end].decode()) for part in ranges]
         return list(zip(*(tokenizer.encode_many(texts) for tokenizer in self.tokenizers), strict=True))
 
     def excess(self, encodings: tuple[Encoding, ...]) -> int:

@@ -15,6 +15,7 @@ from lmfuse.artefacts import lock, write_atomic
 from lmfuse.errors import InputError
 from lmfuse.recipe import Recipe
 
+RUN_FILES = {"recipe.yaml", "plan.json", "events.jsonl", "report", "model", ".lock"}
 ARTEFACT_VERSION = 1  # part of every key: raise it when the same inputs would give other bytes
 
 
@@ -34,6 +35,24 @@ class Workspace:
         """Return the folder of an artefact, there or not."""
         return self.cache / kind / key
 
+    def refuse_other(self, recipe: Recipe) -> None:
+        """Raise InputError if the folder belongs to the run of another recipe."""
+        if self.recipe_file.exists() and self.recipe_file.read_text(encoding="utf-8") != recipe.to_yaml():
+            raise InputError(
+                f"{self.run} holds the run of another recipe",
+                hint="name a new folder with --out; the cache is shared, nothing is computed twice",
+            )
+
+    def claim(self, recipe: Recipe) -> None:
+        """Write the recipe in full: from now on the folder belongs to it. Done once a plan stands, so that a recipe can be mended before."""
+        if not self.recipe_file.exists():
+            write_atomic(self.recipe_file, recipe.to_yaml().encode())
+
+    @property
+    def recipe_file(self) -> Path:
+        """Return where the recipe of the run is written."""
+        return self.run / "recipe.yaml"
+
     def event(self, stage: str, **values: Any) -> None:
         """Append one line to events.jsonl; events are for people and trackers, nothing is computed from them."""
         line = json.dumps({"time": round(time.time(), 3), "stage": stage, **values}, default=str)
@@ -43,7 +62,7 @@ class Workspace:
 
 @contextmanager
 def open_workspace(recipe: Recipe, run: Path | None, cache: Path | None) -> Iterator[Workspace]:
-    """Hold the run's folder for one process; write the recipe in full on the first use.
+    """Hold the run's folder for one process.
 
     Raises:
         InputError: the folder holds another run, or something that is no run.
@@ -52,19 +71,12 @@ def open_workspace(recipe: Recipe, run: Path | None, cache: Path | None) -> Iter
     folder = run or Path("runs") / recipe.name
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file", hint="name a folder with --out")
-    written = folder / "recipe.yaml"
-    if folder.is_dir() and any(folder.iterdir()) and not written.exists() and not (folder / ".lock").exists():
+    if folder.is_dir() and {path.name for path in folder.iterdir()} - RUN_FILES:
         raise InputError(f"{folder} is not empty and holds no run", hint="name a new folder with --out")
     folder.mkdir(parents=True, exist_ok=True)
     shared = cache_folder(cache)
     shared.mkdir(parents=True, exist_ok=True)
     with lock(folder):
-        text = recipe.to_yaml()
-        if not written.exists():
-            write_atomic(written, text.encode())
-        elif written.read_text(encoding="utf-8") != text:
-            raise InputError(
-                f"{folder} holds the run of another recipe",
-                hint="name a new folder with --out; the cache is shared, nothing is computed twice",
-            )
-        yield Workspace(folder, shared)
+        space = Workspace(folder, shared)
+        space.refuse_other(recipe)
+        yield space

@@ -102,7 +102,9 @@ def test_nearest_equals_brute_force(missing, known, prefix_first):
 @settings(max_examples=50, deadline=None)
 @given(source=words, target=words)
 def test_maps_equal_brute_force_over_the_whole_vocabulary(source, target):
-    ours, theirs = spelled(sorted(set(target)), key="ours"), spelled(sorted(set(source)), key="theirs")
+    ours, theirs = (
+        spelled(sorted({*strings, "▁"}), key=key) for strings, key in ((target, "ours"), (source, "theirs"))
+    )  # both know the sign
     for on, prefix_first in (("bytes", True), ("strings", False)):
         texts = [[t.replace("▁", " ").encode().decode("latin-1") if on == "bytes" else t for t in v.strings] for v in (theirs, ours)]
         assert min_ed_map(theirs, ours, on=on).single().tolist() == brute_force(*texts, prefix_first)

@@ -202,8 +202,7 @@ def test_an_exception_comes_where_its_item_would_have():
 
     taken = []
     with pytest.raises(KeyError, match="teacher"):
-        for item in prefetch(source()):
-            taken.append(item)
+        taken.extend(prefetch(source()))
     assert taken == [1, 2]
 
 

@@ -17,6 +17,7 @@ from lmfuse.train import loop
 from lmfuse.train.batches import Reader, planned_steps
 from lmfuse.train.loop import adamw, train
 from lmfuse.types import Document, Fused, TopK
+from tests import fakes
 from tests.train.setups import WORDS, quick, taught, texts, tiny, weights_of, whole_rows
 
 
@@ -36,7 +37,7 @@ def random_teacher(document: Document, encoding) -> Fused | None:
     rng = np.random.default_rng(int(document.id[:8], 16))
     if rng.random() < 0.25:
         return None
-    size, k, vocab_size = len(encoding.ids), 4, 420
+    size, k, vocab_size = len(encoding.ids), 4, fakes.byte_bpe().get_vocab_size()
     ids = np.stack([rng.choice(vocab_size, k, replace=False) for _ in range(size)])
     probs = rng.dirichlet(np.ones(k + 1), size)
     topk = TopK(ids, np.log(probs[:, :k]).astype(np.float32), np.log(probs[:, k]).astype(np.float32), vocab_size)
@@ -100,7 +101,7 @@ def test_taught_training_equals_dense_rows_by_hand(tmp_path, method):
                 fusion = fusion + (p * p.log()).sum() + torch.xlogy(rest, rest)
             losses.append(method.clm_weight * clm + (1 - method.clm_weight) * fusion)
         loss = torch.stack(losses).mean()
-        expected.append(float(loss))
+        expected.append(float(loss.detach()))
         loss.backward()
         optimizer.param_groups[0]["lr"] = settings.learning_rate_at(index, 6)
         optimizer.step()
@@ -127,20 +128,17 @@ def test_micro_batches_change_nothing(tmp_path, batch_documents, accumulation):
 
 
 def test_self_fusion_moves_no_weight(tmp_path):
-    """A model taught by its own whole distributions alone is where it should be.
-
-    AdamW divides a gradient by its own size, noise too, so epsilon stands above float32 noise here.
-    """
+    """A model taught by its own whole distributions alone is where it should be."""
     model = tiny(tmp_path / "model")
     before = weights_of(model)
     frozen = tiny(tmp_path / "model")
     teacher = lambda document, encoding: taught(whole_rows(frozen, encoding))  # noqa: E731
-    settings = quick(epochs=2, learning_rate=1e-3, weight_decay=0.0, epsilon=1e-4, log_steps=1)
+    settings = quick(epochs=2, weight_decay=0.1, log_steps=1)
     log = train(model, texts(6), teacher, KL(clm_weight=0.0), settings, tmp_path / "out")
     assert log.taught == log.positions
     assert max(abs(line.fusion_nats) for line in log.lines) < 1e-6
-    assert max(line.gradient_norm for line in log.lines) < 1e-5
-    assert_same(weights_of(model), before, rtol=0, atol=1e-5)
+    assert log.skipped_steps == log.steps == 6
+    assert_same(weights_of(model), before, rtol=0, atol=0)
 
 
 def test_a_teacher_that_never_speaks_is_plain_training(tmp_path):
@@ -157,7 +155,6 @@ def test_recomputed_activations_change_nothing(tmp_path):
     train(plain, texts(6), random_teacher, KL(), quick(), tmp_path / "a")
     train(recomputed, texts(6), random_teacher, KL(), quick(gradient_checkpointing=True), tmp_path / "b")
     assert_same(weights_of(recomputed), weights_of(plain), rtol=1e-5, atol=1e-7)
-    assert not recomputed.module.is_gradient_checkpointing
 
 
 def test_padding_needs_no_mask(tmp_path):
@@ -178,6 +175,23 @@ def test_bfloat16_is_close_and_keeps_float32_weights(tmp_path):
     assert [line.loss for line in found.lines] == pytest.approx([line.loss for line in expected.lines], rel=0.02)
     again = train(tiny(tmp_path / "model"), texts(12), random_teacher, KL(), quick(log_steps=1), tmp_path / "c")
     assert again == expected, "the precision of one run leaked into the next"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.02)])
+def test_a_gpu_trains_what_the_cpu_trains(tmp_path, precision, tolerance):
+    from lmfuse.models import ModelSpec, load_model
+
+    expected = train(tiny(tmp_path / "model"), texts(12), random_teacher, KL(), quick(log_steps=1), tmp_path / "a")
+    model = load_model(ModelSpec(model=str(tmp_path / "model"), dtype="float32"), device="cuda")
+    settings = quick(log_steps=1, precision=precision, checkpoint_steps=2)
+    found = train(model, texts(12), random_teacher, KL(), settings, tmp_path / "b")
+    assert model.device.type == "cuda"
+    assert [line.loss for line in found.lines] == pytest.approx([line.loss for line in expected.lines], rel=tolerance)
+    again = load_model(ModelSpec(model=str(tmp_path / "model"), dtype="float32"), device="cuda")
+    assert train(again, texts(12), random_teacher, KL(), settings, tmp_path / "b") == found
+    assert_same(weights_of(again), weights_of(model), rtol=0, atol=0)
 
 
 def test_ground_truths_weight_moves_to_its_end(tmp_path, monkeypatch):
@@ -215,19 +229,18 @@ def test_log_events_progress_and_evaluation(tmp_path):
 
     def evaluate(model):
         states.append((model.module.training, torch.is_grad_enabled()))
-        return {"macro": 1.5 + len(states)}
+        return {"macro": 1.5 + len(states), "unmeasured": float("nan")}
 
     settings = quick(log_steps=3, evaluate_steps=4, clip=1e-3)
-    log = train(model, documents, random_teacher, KL(), settings, tmp_path / "out", evaluate=evaluate, progress=read.append, on_event=events.append)
+    log = train(
+        model, documents, random_teacher, KL(), settings, tmp_path / "out", evaluate=evaluate, progress=read.append, on_event=events.append
+    )
     assert sum(read) == log.tokens == tokens
     assert log.positions == tokens - len(documents)  # one start token each
     assert [line.step for line in log.lines] == [3, 6, 7]
     assert log.clipped_steps == log.steps == 7
     assert log.lines[-1].tokens == tokens
-    assert log.lines[0].loss == pytest.approx(
-        log.lines[0].clm_nats + 0.1 * log.lines[0].taught * (log.lines[0].fusion_nats - clm_of_taught(log.lines[0])), rel=1
-    )
-    assert [(e.step, e.values) for e in log.evaluations] == [(4, {"macro": 2.5}), (7, {"macro": 3.5})]
+    assert [(e.step, e.values) for e in log.evaluations] == [(s, {"macro": m, "unmeasured": None}) for s, m in ((4, 2.5), (7, 3.5))]
     assert states == [(False, False)] * 2
     assert not model.module.training
     assert [event["kind"] for event in events] == ["train", "evaluate", "checkpoint", "train", "train", "evaluate", "checkpoint"]
@@ -239,13 +252,11 @@ def test_log_events_progress_and_evaluation(tmp_path):
     assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-00000007"]
 
 
-def clm_of_taught(line) -> float:
-    return line.clm_nats
-
-
 def test_tensorboard(tmp_path):
     pytest.importorskip("tensorboard")
-    train(tiny(tmp_path / "model"), texts(2), None, KL(), quick(tracker="tensorboard"), tmp_path / "out", tracker_folder=tmp_path / "curves")
+    train(
+        tiny(tmp_path / "model"), texts(2), None, KL(), quick(tracker="tensorboard"), tmp_path / "out", tracker_folder=tmp_path / "curves"
+    )
     assert list((tmp_path / "curves").rglob("events.out.tfevents.*"))
     assert not (tmp_path / "out" / "tracker").exists()
 
@@ -253,7 +264,7 @@ def test_tensorboard(tmp_path):
 # -------------------------------------------------------------------------------------------------------------------- resuming
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -273,7 +284,7 @@ def test_a_stopped_run_continues_to_the_same_bytes(tmp_path, stop, dropout):
     def breaks(document, encoding):
         calls.append(document.id)
         if len(calls) == 2 * stop:
-            raise Stopped
+            raise StoppedError
         return random_teacher(document, encoding)
 
     def evaluate(model):
@@ -281,7 +292,7 @@ def test_a_stopped_run_continues_to_the_same_bytes(tmp_path, stop, dropout):
 
     whole, events = fresh(), []
     expected = train(whole, documents, random_teacher, KL(), settings, tmp_path / "whole", evaluate=evaluate)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         train(fresh(), documents, breaks, KL(), settings, tmp_path / "parts", evaluate=evaluate)
     model = fresh()
     found = train(model, documents, random_teacher, KL(), settings, tmp_path / "parts", evaluate=evaluate, on_event=events.append)
@@ -365,7 +376,7 @@ def test_nothing_to_train_on(tmp_path):
 def test_documents_too_short_to_predict_anything_do_no_harm(tmp_path):
     model = tiny(tmp_path / "model")
     log = train(model, [Document.plain(""), *texts(1)], None, KL(), quick(batch_documents=1), tmp_path / "out")
-    assert log.steps == 2
+    assert (log.steps, log.skipped_steps) == (2, 1)
     assert all(p.isfinite().all() for p in model.module.parameters())
 
 

@@ -19,9 +19,9 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from lmfuse.align.pair import Pair
-from lmfuse.align.project import gather_targets
+from lmfuse.align.project import as_topk, gather_targets
 from lmfuse.align.spans import Cuts, Support, check_vocabularies, no_alignment
-from lmfuse.types import Alignment, Encoding, Rows, TopK
+from lmfuse.types import Alignment, Encoding, Rows
 
 TINY = np.float32(1e-38)
 
@@ -44,7 +44,7 @@ class ByteLaw:
 
     A source that expects ``hello`` (1/2) or ``help`` (1/4) gives ``hel`` 3/4, and after it ``lo`` 2/3 and ``p`` 1/3:
 
-    >>> from lmfuse.align.pair import build_pair; from lmfuse.types import Vocabulary
+    >>> from lmfuse.align.pair import build_pair; from lmfuse.types import TopK, Vocabulary
     >>> source, target = Vocabulary.from_tokens([b"hello", b"help"]), Vocabulary.from_tokens([b"hel", b"lo", b"p"])
     >>> unasked = lambda strings: np.full(len(strings), -1)
     >>> topk = TopK(np.array([[0, 1]]), np.log(np.array([[.5, .25]], np.float32)), np.log(np.array([.25], np.float32)), 2)
@@ -74,21 +74,18 @@ class ByteLaw:
         onto, mass, tail, potential = conditioned(rows, support, cuts, row, pair)
         truth_nll = np.maximum(potential[cuts.end] - potential[:num_tokens], 0.0)
         _follow(onto, mass, tail, np.exp(-truth_nll).astype(np.float32), support.slot[row], rows.ends[row] - target.ends, target.ids)
-        mass[:, ~cuts.known], tail[~cuts.known] = 0.0, 1.0
+        unknown = np.flatnonzero(~cuts.known)
+        mass[:, unknown], tail[unknown] = 0.0, 1.0
 
         ids, kept, lost, cut = gather_targets(onto, mass, k, pinned=target.ids)
-        tail += lost + cut
-        over = np.flatnonzero(tail < 0.0)
-        kept[over] /= 1.0 - tail[over, None]
-        with np.errstate(divide="ignore"):
-            topk = TopK(ids, np.log(kept), np.log(np.maximum(tail, 0.0)), pair.target.size)
+        topk = as_topk(ids, kept, tail + lost + cut, pair.target.size)
         nll = np.where(cuts.known, truth_nll, np.nan).astype(np.float32)
         return Alignment(np.where(cuts.known, row, -1), topk, nll, lost, np.zeros(num_tokens, bool))
 
 
 def conditioned(
-    rows: Rows, support: Support, cuts: Cuts, row: Int[np.ndarray, T], pair: Pair
-) -> tuple[Int[np.ndarray, "C T"], Float[np.ndarray, "C T"], Float[np.ndarray, T], Float[np.ndarray, X]]:
+    rows: Rows, support: Support, cuts: Cuts, row: Int[np.ndarray, "T"], pair: Pair
+) -> tuple[Int[np.ndarray, "C T"], Float[np.ndarray, "C T"], Float[np.ndarray, "T"], Float[np.ndarray, "X"]]:
     """Return where each target token's candidates go, their mass and tail given the bytes already consumed, and C at every cut."""
     num_tokens = len(row)
     ids, mass, tail = support.take(row)
@@ -120,11 +117,11 @@ def conditioned(
 def _follow(
     onto: Integer[np.ndarray, "C T"],
     mass: Float[np.ndarray, "C T"],
-    tail: Float[np.ndarray, T],
-    law: Float[np.ndarray, T],
-    slot: Int[np.ndarray, T],
-    reach: Integer[np.ndarray, T],
-    true_ids: Integer[np.ndarray, T],
+    tail: Float[np.ndarray, "T"],
+    law: Float[np.ndarray, "T"],
+    slot: Int[np.ndarray, "T"],
+    reach: Integer[np.ndarray, "T"],
+    true_ids: Integer[np.ndarray, "T"],
 ) -> None:
     """Send what followed to the target's true token, in place.
 

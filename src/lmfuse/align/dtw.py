@@ -96,7 +96,7 @@ class Dtw:
         return self._rows(rows, target, spellings.map, source_row, one_hot)
 
     def _rows(
-        self, rows: Rows, target: Encoding, onto: VocabularyMap, source_row: Int[np.ndarray, T], one_hot: Bool[np.ndarray, T]
+        self, rows: Rows, target: Encoding, onto: VocabularyMap, source_row: Int[np.ndarray, " T"], one_hot: Bool[np.ndarray, " T"]
     ) -> Alignment:
         """Project the chosen rows and write the fallbacks."""
         num_tokens, k = len(target.ids), rows.topk.k
@@ -142,7 +142,7 @@ class Spellings:
     bare_source: list[str]
     bare_target: list[str]
     map: VocabularyMap
-    single: Int[np.ndarray, W]
+    single: Int[np.ndarray, " W"]
     dummy_prefix: str
 
     @classmethod
@@ -172,7 +172,7 @@ class Spellings:
         return ours == theirs or any(string == theirs and self.single[n] == target_id for n, string in enumerate(self.source))
 
 
-def accepted(source_ids: Integer[np.ndarray, U], target_ids: Integer[np.ndarray, T], spellings: Spellings) -> Int[np.ndarray, T]:
+def accepted(source_ids: Integer[np.ndarray, " U"], target_ids: Integer[np.ndarray, " T"], spellings: Spellings) -> Int[np.ndarray, " T"]:
     """Return for each target token the source token that it is taken for, or -1: one match only, and strings that agree.
 
     Positions are the published ones, the tokens that were read; ``Dtw`` moves them by one.

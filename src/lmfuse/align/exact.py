@@ -23,7 +23,7 @@ def token_bytes(vocabulary: Vocabulary) -> list[bytes]:
     return [data[start:end] for start, end in pairwise(bounds)]
 
 
-def exact_ids(strings: Sequence[bytes], target: Vocabulary) -> Int[np.ndarray, N]:
+def exact_ids(strings: Sequence[bytes], target: Vocabulary) -> Int[np.ndarray, "N"]:
     """Return for each byte string the lowest target id that writes exactly it, or -1.
 
     >>> exact_ids([b"b", b"x", b""], Vocabulary.from_tokens([b"", b"a", b"b", b"b"])).tolist()
@@ -33,7 +33,7 @@ def exact_ids(strings: Sequence[bytes], target: Vocabulary) -> Int[np.ndarray, N
     return np.fromiter((id_of.get(string, -1) for string in strings), np.int64, len(strings))
 
 
-def map_control_tokens(target_of: Int[np.ndarray, W], source: Vocabulary, target: Vocabulary) -> Int[np.ndarray, W]:
+def map_control_tokens(target_of: Int[np.ndarray, "W"], source: Vocabulary, target: Vocabulary) -> Int[np.ndarray, "W"]:
     """Return ``target_of`` with each control token of the source sent to the target's token of the same class, if it has one."""
     target_of = target_of.copy()
     for name in CONTROL_CLASSES:

@@ -14,7 +14,7 @@ FirstPieces = Callable[[Sequence[bytes]], Int[np.ndarray, "N"]]
 """What the target's tokenizer writes first for each byte string, as a continuation of text; -1 for nothing."""
 
 
-def first_piece_ids(strings: Sequence[bytes], target: Vocabulary, first_pieces: FirstPieces) -> Int[np.ndarray, N]:
+def first_piece_ids(strings: Sequence[bytes], target: Vocabulary, first_pieces: FirstPieces) -> Int[np.ndarray, "N"]:
     """Return for each byte string the target token of exactly these bytes, else the first target piece of them, else -1.
 
     The tokenizer is asked only where no token, or more than one, has these bytes: of equals it decides which one it writes.

@@ -9,9 +9,9 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from lmfuse.align.pair import Pair
-from lmfuse.align.project import project
+from lmfuse.align.project import as_topk, gather_targets, spread
 from lmfuse.align.spans import Support, check_vocabularies, join_on_bytes, no_alignment
-from lmfuse.types import Alignment, Encoding, Rows, TopK
+from lmfuse.types import Alignment, Encoding, Rows
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -43,10 +43,13 @@ class Join:
         if not len(rows):
             return no_alignment(len(target.ids), k, pair.target.size)
         found = join_on_bytes(rows, target)
-        row, support = np.maximum(found, 0), Support.of(rows)
-        with np.errstate(divide="ignore"):
-            complete = TopK(support.ids.T, np.log(support.mass).T, np.log(support.tail), rows.topk.vocab_size)
-        topk, lost = project(complete[row], pair.tokens, k, pinned=target.ids)
-        topk.log_probs[found < 0], topk.ids[found < 0], topk.tail[found < 0] = -np.inf, 0, 0.0
+        row = np.maximum(found, 0)
+        ids, mass, tail = Support.of(rows).take(row)
+        untaught = np.flatnonzero(found < 0)
+        mass[:, untaught], tail[untaught] = 0.0, 1.0
+        single = pair.single_target
+        onto, mass = spread(ids, mass, pair.tokens) if single is None else (single.take(ids), mass)
+        ids, mass, lost, cut = gather_targets(onto, mass, k, pinned=target.ids)
+        topk = as_topk(ids, mass, tail + lost + cut, pair.target.size)
         nll = np.where((found >= 0) & (rows.ends[row] == target.ends), rows.nll_nats[row], np.nan).astype(np.float32)
-        return Alignment(found, topk, nll, np.where(found >= 0, lost, 0.0).astype(np.float32), np.zeros(len(found), bool))
+        return Alignment(found, topk, nll, lost, np.zeros(len(found), bool))

@@ -68,7 +68,7 @@ def exact_string_map(source: Vocabulary, target: Vocabulary) -> VocabularyMap:
     return VocabularyMap.from_single(target_of, target.size, "exact_strings")
 
 
-def _fill(target_of: Int[np.ndarray, W], theirs: Sequence[str], ours: Sequence[str], *, prefix_first: bool) -> Int[np.ndarray, W]:
+def _fill(target_of: Int[np.ndarray, " W"], theirs: Sequence[str], ours: Sequence[str], *, prefix_first: bool) -> Int[np.ndarray, " W"]:
     """Give each non-empty source token without a target the nearest non-empty target token."""
     missing = [token_id for token_id, string in enumerate(theirs) if string and target_of[token_id] < 0]
     known = [token_id for token_id, string in enumerate(ours) if string]

@@ -20,7 +20,7 @@ PAIRS = 1 << 18  # compared at once
 PAD = "\U0010ffff"  # a noncharacter: no token holds it
 
 
-def nearest(missing: list[str], known: list[str], *, prefix_first: bool) -> Int[np.ndarray, N]:
+def nearest(missing: list[str], known: list[str], *, prefix_first: bool) -> Int[np.ndarray, " N"]:
     """Return for each string the place of its nearest in ``known``; both lists hold something, and no empty string.
 
     Of several at the smallest Levenshtein distance the first is taken, with ``prefix_first`` the first of those that share the longest
@@ -36,7 +36,7 @@ def nearest(missing: list[str], known: list[str], *, prefix_first: bool) -> Int[
 class Bucket:
     """Candidates of one length: where they stand, what they are, and the same as codes for comparing prefixes."""
 
-    places: Int[np.ndarray, C]
+    places: Int[np.ndarray, " C"]
     texts: list[str]
     codes: Int[np.ndarray, "C L"]
 
@@ -58,19 +58,19 @@ class Search:
         self.longest = max(map(len, missing + known))
         self.rank = np.full(len(missing), np.iinfo(np.int64).max)
 
-    def run(self) -> Int[np.ndarray, N]:
+    def run(self) -> Int[np.ndarray, " N"]:
         """Return the place in ``known`` of each missing string's nearest."""
         self._compare_neighbours()
         self._compare_by_length()
         return self.rank % len(self.known)
 
     @property
-    def distance(self) -> Int[np.ndarray, N]:
+    def distance(self) -> Int[np.ndarray, " N"]:
         """Return the distance of the best candidate so far."""
         return self.rank // ((self.longest + 1) * len(self.known))
 
     def _offer(
-        self, rows: Int[np.ndarray, N], places: Int[np.ndarray, N], distance: Int[np.ndarray, N], prefix: Int[np.ndarray, N]
+        self, rows: Int[np.ndarray, " N"], places: Int[np.ndarray, " N"], distance: Int[np.ndarray, " N"], prefix: Int[np.ndarray, " N"]
     ) -> None:
         """Take each pair that is better than what its row has."""
         lacking = self.longest - prefix if self.prefix_first else 0
@@ -105,7 +105,7 @@ class Search:
                 if len(rows_near):
                     self._compare(rows_near, bucket)
 
-    def _compare(self, rows: Int[np.ndarray, R], bucket: Bucket) -> None:
+    def _compare(self, rows: Int[np.ndarray, " R"], bucket: Bucket) -> None:
         """Compare some missing strings with all candidates of one length."""
         texts = [self.missing[n] for n in rows.tolist()]
         short = max(bucket.length, *map(len, texts)) < 256
@@ -120,7 +120,7 @@ class Search:
 
 def _longest_prefix(
     tied: Bool[np.ndarray, "R C"], codes: Int[np.ndarray, "R L"], candidates: Int[np.ndarray, "C L"]
-) -> tuple[Int[np.ndarray, R], Int[np.ndarray, R]]:
+) -> tuple[Int[np.ndarray, " R"], Int[np.ndarray, " R"]]:
     """Return for each row the first of its tied candidates (overwritten) with the longest shared prefix, and how long that is."""
     prefix = np.zeros(len(tied), np.int64)
     rows = np.arange(len(tied))
@@ -141,7 +141,7 @@ def _codes(strings: list[str], width: int, pad: str = "") -> Int[np.ndarray, "N 
     return np.frombuffer(padded.encode("utf-32-le", "surrogatepass"), np.int32).reshape(len(strings), width)
 
 
-def _deletions(strings: list[str]) -> tuple[Int[np.ndarray, N], Int[np.ndarray, N]]:
+def _deletions(strings: list[str]) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
     """Return hashes of each string and of what is left after any one deletion, and whose they are; two may collide by chance."""
     counts = np.array([len(string) + 1 for string in strings])
     hashes = (hash(string[:n] + string[n + 1 :]) for string in strings for n in range(len(string) + 1))

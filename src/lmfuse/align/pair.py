@@ -39,10 +39,10 @@ class Pair:
 
     source: Vocabulary
     target: Vocabulary
-    suffix_target: Integer[np.ndarray, N]
-    prefix_node: Integer[np.ndarray, N]
+    suffix_target: Integer[np.ndarray, "N"]
+    prefix_node: Integer[np.ndarray, "N"]
     tokens: VocabularyMap | None = None
-    prefixed_target: Integer[np.ndarray, W] | None = None
+    prefixed_target: Integer[np.ndarray, "W"] | None = None
 
     def __post_init__(self) -> None:
         num_bytes = len(self.source.flat)
@@ -72,6 +72,14 @@ class Pair:
         first, _, rest = self._cuts
         return rest.take(first)
 
+    @cached_property
+    def single_target(self) -> Int[np.ndarray, "W"] | None:
+        """Return ``tokens`` as one target id (or -1) per source id, None where it is not that simple."""
+        onto = self.tokens
+        if onto is None or np.diff(onto.indptr).max(initial=0) > 1 or (onto.weights != 1).any():
+            return None
+        return onto.single().astype(np.int32)
+
     def begins_alike(
         self, ids: Integer[np.ndarray, "C N"], with_ids: Integer[np.ndarray, "N"], num_bytes: Int[np.ndarray, "N"]
     ) -> Bool[np.ndarray, "C N"]:
@@ -86,7 +94,7 @@ class Pair:
         first, _, rest = self._cuts
         return rest.take(first.take(ids) + num_bytes)
 
-    def to_arrays(self) -> dict[str, Shaped[np.ndarray, ...]]:
+    def to_arrays(self) -> dict[str, Shaped[np.ndarray, "..."]]:
         """Return all tables by name, for the cache; the vocabularies are not among them."""
         tables = {"suffix_target": self.suffix_target, "prefix_node": self.prefix_node}
         if self.prefixed_target is not None:
@@ -95,13 +103,13 @@ class Pair:
 
     @classmethod
     def from_arrays(
-        cls, source: Vocabulary, target: Vocabulary, arrays: Mapping[str, Shaped[np.ndarray, ...]], tokens: VocabularyMap | None = None
+        cls, source: Vocabulary, target: Vocabulary, arrays: Mapping[str, Shaped[np.ndarray, "..."]], tokens: VocabularyMap | None = None
     ) -> Pair:
         """Build a pair from what :meth:`to_arrays` gave."""
         return cls(source, target, arrays["suffix_target"], arrays["prefix_node"], tokens, arrays.get("prefixed_target"))
 
 
-def prefix_nodes(vocabulary: Vocabulary) -> Int[np.ndarray, N]:
+def prefix_nodes(vocabulary: Vocabulary) -> Int[np.ndarray, "N"]:
     """Name every prefix of every token: slot ``offsets[w] + c`` gets a number that stands for ``bytes(w)[:c + 1]``.
 
     Level by level down the trie of all tokens: a node is its parent and one byte. No hashing, so no collision.
@@ -123,14 +131,14 @@ def prefix_nodes(vocabulary: Vocabulary) -> Int[np.ndarray, N]:
     return nodes
 
 
-def _reversed(vocabulary: Vocabulary) -> tuple[Vocabulary, Int[np.ndarray, N]]:
+def _reversed(vocabulary: Vocabulary) -> tuple[Vocabulary, Int[np.ndarray, "N"]]:
     """Return the vocabulary with each token backwards, and for each slot the slot of the mirrored byte."""
     lengths = vocabulary.lengths
     mirror = np.repeat(vocabulary.offsets[:-1] + vocabulary.offsets[1:] - 1, lengths) - np.arange(len(vocabulary.flat))
     return Vocabulary(vocabulary.flat[mirror], vocabulary.offsets, vocabulary.strings, vocabulary.control, vocabulary.key), mirror
 
 
-def suffix_targets(source: Vocabulary, target: Vocabulary, first_pieces: FirstPieces) -> Int[np.ndarray, N]:
+def suffix_targets(source: Vocabulary, target: Vocabulary, first_pieces: FirstPieces) -> Int[np.ndarray, "N"]:
     """Find the target id for every suffix of every source token; equal suffixes are asked about once.
 
     Between equal vocabularies a whole token is itself, also where another id writes the same bytes.

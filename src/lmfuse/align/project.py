@@ -47,9 +47,10 @@ def gather_targets(
     cut = np.zeros(mass.shape[1], mass.dtype)
     _merge_equal(ids, mass, cut, keep)
     _cut_to(k, ids, mass, cut, pinned)
-    missing = max(k - len(ids), 0)
-    kept_ids, kept = (np.ascontiguousarray(np.pad(array[:k], ((0, missing), (0, 0))).T) for array in (ids, mass))
-    return np.maximum(kept_ids, 0, out=kept_ids), kept, lost, cut
+    kept_ids, kept = np.zeros((ids.shape[1], k), ids.dtype), np.zeros((ids.shape[1], k), mass.dtype)
+    width = min(k, len(ids))
+    kept_ids[:, :width], kept[:, :width] = np.maximum(ids[:width], 0).T, mass[:width].T
+    return kept_ids, kept, lost, cut
 
 
 def _merge_equal(
@@ -81,10 +82,37 @@ def _cut_to(
             kept[ids[:k, token] == pinned[token]] = np.inf
             offered = np.where(ids[behind, token] == pinned[token], np.inf, offered)
         slot = kept.argmin(axis=0)
-        wins = offered > kept.min(axis=0)
+        wins = offered > kept[slot, np.arange(len(slot))]
         cut[token] += np.where(wins, mass[slot, token], mass[behind, token])
         slot, token = slot[wins], token[wins]
         ids[slot, token], mass[slot, token] = ids[behind, token], mass[behind, token]
+
+
+def spread(
+    ids: Integer[np.ndarray, "C T"], mass: Float[np.ndarray, "C T"], onto: VocabularyMap
+) -> tuple[Int[np.ndarray, "F T"], Float[np.ndarray, "F T"]]:
+    """Return where the shares of each candidate go and their mass: as many blocks of C as the widest candidate has targets.
+
+    A candidate without any target keeps its mass, with target -1.
+    """
+    first = onto.indptr.take(ids)
+    count = onto.indptr.take(ids + 1) - first
+    table, weights = (onto.target_ids, onto.weights) if len(onto.target_ids) else (np.array([-1]), np.ones(1, np.float32))
+    targets, masses = [], []
+    for share in range(max(int(count.max(initial=0)), 1)):
+        exists = share < count
+        entry = first + share
+        targets.append(np.where(exists, table.take(entry, mode="clip"), -1).astype(np.int32))
+        masses.append(mass * np.where(exists, weights.take(entry, mode="clip"), np.float32(share == 0)))
+    return np.concatenate(targets), np.concatenate(masses)
+
+
+def as_topk(ids: Integer[np.ndarray, "T k"], mass: Float[np.ndarray, "T k"], tail: Float[np.ndarray, "T"], vocab_size: int) -> TopK:
+    """Return rows from probabilities; a tail below 0 is scaled away with the row."""
+    over = np.flatnonzero(tail < 0)
+    mass[over] /= 1 - tail[over, None]
+    with np.errstate(divide="ignore"):
+        return TopK(ids, np.log(mass), np.log(np.maximum(tail, 0)), vocab_size)
 
 
 def project(
@@ -92,9 +120,9 @@ def project(
     onto: VocabularyMap,
     k: int,
     *,
-    pinned: Integer[np.ndarray, T] | None = None,
+    pinned: Integer[np.ndarray, "T"] | None = None,
     keep: Literal["sum", "first"] = "sum",
-) -> tuple[TopK, Float[np.ndarray, T]]:
+) -> tuple[TopK, Float[np.ndarray, "T"]]:
     """Project rows over the source's vocabulary onto the target's.
 
     Returns:
@@ -111,18 +139,8 @@ def project(
     """
     if source.vocab_size != onto.source_size:
         raise ValueError(f"project: rows over {source.vocab_size} ids, but the map is from {onto.source_size} ids")
-    mass = np.exp(source.log_probs.T, dtype=np.float32)
-    first = onto.indptr.take(source.ids.T)
-    count = onto.indptr.take(source.ids.T + 1) - first
-    targets, masses = [], []
-    for share in range(max(int(count.max(initial=0)), 1)):
-        exists = share < count
-        entry = np.where(exists, first + share, 0)
-        table, weights = (onto.target_ids, onto.weights) if len(onto.target_ids) else (np.array([-1]), np.ones(1, np.float32))
-        targets.append(np.where(exists, table.take(entry), -1))
-        masses.append(mass * np.where(exists, weights.take(entry), share == 0))  # mass without any target stays in share 0 and is lost
-    gathered = gather_targets(np.concatenate(targets), np.concatenate(masses), k, pinned=pinned, keep=keep)
-    projected, kept, lost, cut = gathered
-    with np.errstate(divide="ignore"):
-        tail = np.log(np.exp(source.tail, dtype=np.float32) + lost + cut, dtype=np.float32)
-        return TopK(projected, np.log(kept), tail, onto.target_size), lost
+    mass = np.ascontiguousarray(np.exp(source.log_probs, dtype=np.float32).T)
+    targets, mass = spread(np.ascontiguousarray(source.ids.T), mass, onto)
+    ids, kept, lost, cut = gather_targets(targets, mass, k, pinned=pinned, keep=keep)
+    tail = np.exp(source.tail, dtype=np.float32) + lost + cut
+    return as_topk(ids, kept, tail, onto.target_size), lost

@@ -19,8 +19,8 @@ from lmfuse.types import Alignment, Encoding, Rows, TopK, Vocabulary
 
 
 def surplus(
-    ids: Integer[np.ndarray, T], starts: Integer[np.ndarray, T], ends: Integer[np.ndarray, T], vocabulary: Vocabulary, who: str
-) -> Int[np.ndarray, T]:
+    ids: Integer[np.ndarray, "T"], starts: Integer[np.ndarray, "T"], ends: Integer[np.ndarray, "T"], vocabulary: Vocabulary, who: str
+) -> Int[np.ndarray, "T"]:
     """Return for each token how many bytes of its vocabulary stand before its start: its dummy prefix; 0 for tokens without text.
 
     Raises:
@@ -65,8 +65,8 @@ class Support:
 
     ids: Integer[np.ndarray, "C U"]
     mass: Float[np.ndarray, "C U"]
-    slot: Int[np.ndarray, U]
-    tail: Float[np.ndarray, U]
+    slot: Int[np.ndarray, "U"]
+    tail: Float[np.ndarray, "U"]
 
     @classmethod
     def of(cls, rows: Rows) -> Support:
@@ -75,7 +75,7 @@ class Support:
         ids = np.empty((k + 1, num_rows), rows.topk.ids.dtype)
         mass = np.zeros((k + 1, num_rows), np.float32)
         ids[:k], ids[k] = rows.topk.ids.T, rows.next_ids
-        np.exp(rows.topk.log_probs.T, out=mass[:k])
+        mass[:k] = np.exp(rows.topk.log_probs, dtype=np.float32).T
         slot, every = np.full(num_rows, k), np.arange(num_rows)
         hit = np.flatnonzero(ids[:k] == ids[k])[::-1]  # of two hits the earlier one stays: an empty slot may carry any id
         slot[hit % num_rows] = hit // num_rows
@@ -84,7 +84,7 @@ class Support:
         tail = np.maximum(np.exp(rows.topk.tail.astype(np.float32, copy=False)) - mass[k], 0.0)
         return cls(ids, mass, slot, tail)
 
-    def take(self, row: Int[np.ndarray, N]) -> tuple[Integer[np.ndarray, "C N"], Float[np.ndarray, "C N"], Float[np.ndarray, N]]:
+    def take(self, row: Int[np.ndarray, "N"]) -> tuple[Integer[np.ndarray, "C N"], Float[np.ndarray, "C N"], Float[np.ndarray, "N"]]:
         """Return copies of ids, mass and tail of some rows."""
         return self.ids.take(row, axis=1), self.mass.take(row, axis=1), self.tail.take(row)
 
@@ -107,13 +107,13 @@ class Cuts:
         known: for each of the ``T`` tokens whether source rows cover all of its bytes.
     """
 
-    row: Int[np.ndarray, X]
-    consumed: Int[np.ndarray, X]
-    in_text: Bool[np.ndarray, X]
-    complete: Int[np.ndarray, X]
-    inside: Bool[np.ndarray, X]
-    end: Int[np.ndarray, T]
-    known: Bool[np.ndarray, T]
+    row: Int[np.ndarray, "X"]
+    consumed: Int[np.ndarray, "X"]
+    in_text: Bool[np.ndarray, "X"]
+    complete: Int[np.ndarray, "X"]
+    inside: Bool[np.ndarray, "X"]
+    end: Int[np.ndarray, "T"]
+    known: Bool[np.ndarray, "T"]
 
     @classmethod
     def of(cls, rows: Rows, target: Encoding, source_vocabulary: Vocabulary, target_vocabulary: Vocabulary) -> Cuts:
@@ -142,7 +142,9 @@ class Cuts:
         return cls(row, consumed, into_text > 0, complete, begin[row] < counted, end, known)
 
 
-def _target_points(target: Encoding, prefix: Int[np.ndarray, T]) -> tuple[Int[np.ndarray, X], Int[np.ndarray, X], Int[np.ndarray, T]]:
+def _target_points(
+    target: Encoding, prefix: Int[np.ndarray, "T"]
+) -> tuple[Int[np.ndarray, "X"], Int[np.ndarray, "X"], Int[np.ndarray, "T"]]:
     """Return the points of all cuts, the points up to which their cost is counted, and for each token the cut at which it ends."""
     starts, ends = target.starts.astype(np.int64), target.ends.astype(np.int64)
     finish = 2 * ends + (ends == starts)
@@ -155,7 +157,7 @@ def _target_points(target: Encoding, prefix: Int[np.ndarray, T]) -> tuple[Int[np
     return np.append(2 * starts + (prefix == 0), finish[last]), np.append(counted, finish[last]), end
 
 
-def join_on_bytes(rows: Rows, target: Encoding) -> Int[np.ndarray, T]:
+def join_on_bytes(rows: Rows, target: Encoding) -> Int[np.ndarray, "T"]:
     """Return for each target token the source row whose token starts at the same byte, or -1.
 
     >>> topk = TopK.unknown(2, k=1, vocab_size=9)
@@ -163,10 +165,9 @@ def join_on_bytes(rows: Rows, target: Encoding) -> Int[np.ndarray, T]:
     >>> join_on_bytes(rows, Encoding(np.array([0, 4, 4, 4]), np.array([-1, 0, 3, 5]), np.array([-1, 3, 5, 9]))).tolist()
     [-1, 0, -1, 1]
     """
-    empty = target.starts == target.ends  # a bare dummy prefix shares its byte with the token after it: the first of the two rows
-    row = np.where(
-        empty, np.searchsorted(rows.starts, target.starts, side="left"), np.searchsorted(rows.starts, target.starts, side="right") - 1
-    )
+    row = np.searchsorted(rows.starts, target.starts, side="right") - 1
+    bare = np.flatnonzero(target.starts == target.ends)  # a dummy prefix alone shares its byte with the next token: the first of two rows
+    row[bare] = np.searchsorted(rows.starts, target.starts[bare], side="left")
     meets = (target.starts >= 0) & (np.append(rows.starts, -2)[row] == target.starts)
     return np.where(meets, row, -1)
 
@@ -190,38 +191,22 @@ def align_many(
         raise ValueError(f"align_many: rows of {len(rows)} documents for {len(targets)} encodings")
     alignments: list[Alignment] = []
     bounds = np.append(0, np.cumsum([len(target.ids) for target in targets])) // tokens_at_once
-    for chunk in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(bounds[:-1])) + 1):
-        alignments += _align_chunk(method, [rows[n] for n in chunk], [targets[n] for n in chunk], pair)
+    for chunk in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(bounds[:-1])) + 1) if len(rows) else ():
+        some = slice(chunk[0], chunk[-1] + 1)
+        alignments += _separate(method(*concatenate(rows[some], targets[some]), pair), rows[some], targets[some])
     return alignments
 
 
-def _apart(row_ends: list[Integer[np.ndarray, U]], target_ends: list[Integer[np.ndarray, T]]) -> Int[np.ndarray, B]:
-    """Return the byte at which each document is put, so that one unused byte stays between any two."""
-    size = np.ones(len(row_ends), np.int64)
-    for ends in (row_ends, target_ends):
-        counts = np.array([len(part) for part in ends])
-        filled = np.flatnonzero(counts)
-        first = np.append(0, np.cumsum(counts))[filled]
-        if len(filled):
-            size[filled] = np.maximum(size[filled], np.maximum.reduceat(np.concatenate(ends), first) + 1)
-    return np.append(0, np.cumsum(size))[:-1]
+def concatenate(rows: Sequence[Rows], targets: Sequence[Encoding]) -> tuple[Rows, Encoding]:
+    """Put the documents (one or more) of one source and one target behind each other, with an unused byte between any two."""
+    base = _places([part.ends for part in rows], [part.ends for part in targets])
+    by_row = np.repeat(base, [len(part) for part in rows])
+    by_token = np.repeat(base, [len(part.ids) for part in targets])
 
-
-def _align_chunk(
-    method: Callable[[Rows, Encoding, Pair], Alignment], rows: list[Rows], targets: list[Encoding], pair: Pair
-) -> list[Alignment]:
-    """Concatenate documents, one unused byte between them, align, and cut the result apart."""
-    if not rows:
-        return []
-    row_bounds = np.append(0, np.cumsum([len(part) for part in rows]))
-    token_bounds = np.append(0, np.cumsum([len(part.ids) for part in targets]))
-    base = _apart([part.ends for part in rows], [part.ends for part in targets])
-
-    def moved(parts: list[np.ndarray], by_token: Int[np.ndarray, T]) -> Int[np.ndarray, T]:
+    def moved(parts: list[Integer[np.ndarray, "_"]], by: Int[np.ndarray, "N"]) -> Int[np.ndarray, "N"]:
         together = np.concatenate(parts)
-        return np.where(together >= 0, together + by_token, -1)
+        return np.where(together >= 0, together + by, -1)
 
-    by_row, by_token = np.repeat(base, np.diff(row_bounds)), np.repeat(base, np.diff(token_bounds))
     all_rows = Rows(
         moved([part.starts for part in rows], by_row),
         moved([part.ends for part in rows], by_row),
@@ -229,13 +214,28 @@ def _align_chunk(
         np.concatenate([part.nll_nats for part in rows]),
         TopK.concatenate([part.topk for part in rows]),
     )
-    all_targets = Encoding(
-        np.concatenate([part.ids for part in targets]),
-        moved([part.starts for part in targets], by_token),
-        moved([part.ends for part in targets], by_token),
-    )
-    whole = method(all_rows, all_targets, pair)
-    row_base = np.repeat(row_bounds[:-1], np.diff(token_bounds))
-    source_row = np.where(whole.source_row >= 0, whole.source_row - row_base, -1)
-    cut = [slice(first, last) for first, last in pairwise(token_bounds)]
+    ids = np.concatenate([part.ids for part in targets])
+    starts, ends = moved([part.starts for part in targets], by_token), moved([part.ends for part in targets], by_token)
+    return all_rows, Encoding(ids, starts, ends, sum(part.masked_bytes for part in targets))
+
+
+def _places(row_ends: list[Integer[np.ndarray, "_"]], target_ends: list[Integer[np.ndarray, "_"]]) -> Int[np.ndarray, "B"]:
+    """Return the byte at which each document is put."""
+    size = np.ones(len(row_ends), np.int64)
+    for ends in (row_ends, target_ends):
+        counts = np.array([len(part) for part in ends])
+        filled = np.flatnonzero(counts)
+        if len(filled):
+            first = (np.cumsum(counts) - counts)[filled]
+            size[filled] = np.maximum(size[filled], np.maximum.reduceat(np.concatenate(ends), first) + 1)
+    return np.cumsum(size) - size
+
+
+def _separate(whole: Alignment, rows: Sequence[Rows], targets: Sequence[Encoding]) -> list[Alignment]:
+    """Cut the alignment of concatenated documents apart."""
+    num_rows, num_tokens = [len(part) for part in rows], [len(part.ids) for part in targets]
+    first_row = np.repeat(np.cumsum(num_rows) - num_rows, num_tokens)
+    source_row = np.where(whole.source_row >= 0, whole.source_row - first_row, -1)
+    bounds = np.append(0, np.cumsum(num_tokens)).tolist()
+    cut = [slice(first, last) for first, last in pairwise(bounds)]
     return [Alignment(source_row[c], whole.topk[c], whole.truth_nll_nats[c], whole.lost_mass[c], whole.one_hot[c]) for c in cut]

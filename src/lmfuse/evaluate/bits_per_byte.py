@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lmfuse.errors import InputError, ModelError
-from lmfuse.forward import RowPlan, row_logits
+from lmfuse.forward import RowPlan, encode_all, row_logits
 from lmfuse.models import LanguageModel
 from lmfuse.types import Document, DocumentScore
 
@@ -31,7 +31,7 @@ def score_documents(
         InputError: a document is longer than the model's context.
         ModelError: the model gives probabilities that are not finite.
     """
-    encodings = [model.tokenizer.encode(document) for document in documents]
+    encodings = encode_all(model, documents)
     plan = RowPlan.of(encodings)
     nll_nats = np.zeros(plan.num_rows, np.float64)
     for chunk in row_logits(model, encodings, plan, batch_tokens=batch_tokens):

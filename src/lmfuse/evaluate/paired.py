@@ -123,7 +123,7 @@ def _difference(sums: Float[np.ndarray, "*N 4"]) -> Float[np.ndarray, "*N"]:
     return np.asarray(sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3])
 
 
-def _resampled(table: Float[np.ndarray, "B 4"], rng: np.random.Generator, samples: int) -> Float[np.ndarray, N]:
+def _resampled(table: Float[np.ndarray, "B 4"], rng: np.random.Generator, samples: int) -> Float[np.ndarray, "N"]:
     """Return the difference in each of ``samples`` draws of as many documents as there are, with replacement."""
 
     def differences() -> Iterator[np.ndarray]:

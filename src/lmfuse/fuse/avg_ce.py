@@ -36,7 +36,7 @@ class AvgCE:
     judge: Literal["training_text", "held_out"] = "held_out"
     k: Annotated[int, Field(ge=1)] | None = None
 
-    def shares(self, scores: Float[np.ndarray, S]) -> Float[np.ndarray, S]:
+    def shares(self, scores: Float[np.ndarray, "S"]) -> Float[np.ndarray, "S"]:
         """Return the sources' weights; they sum to 1, or are all 0 where nobody can be judged."""
         judged = ~np.isnan(scores)
         rewards = -np.where(judged, scores, np.inf).astype(np.float64)
@@ -45,7 +45,7 @@ class AvgCE:
         powers = np.where(judged, np.exp(rewards - rewards.max(initial=-np.inf, where=judged)), 0.0)
         return powers / max(float(powers.sum()), 1e-300)
 
-    def __call__(self, alignments: Sequence[Alignment], scores: Float[np.ndarray, S]) -> Fused:
+    def __call__(self, alignments: Sequence[Alignment], scores: Float[np.ndarray, "S"]) -> Fused:
         """Return one document's teacher; ``winner`` is -2 (a blend) at every taught token.
 
         Raises:

@@ -13,7 +13,7 @@ BLEND = -2
 NOBODY = -1
 
 
-def check(alignments: Sequence[Alignment], scores: Float[np.ndarray, S], extra: bool = False) -> None:
+def check(alignments: Sequence[Alignment], scores: Float[np.ndarray, "S"], extra: bool = False) -> None:
     """Raise unless all alignments speak of the same tokens and vocabulary and each has a score (one more where ``extra``).
 
     Raises:
@@ -36,7 +36,7 @@ def nothing(alignments: Sequence[Alignment]) -> Fused:
     return Fused(unknown, np.zeros(num_tokens, bool), np.full(num_tokens, NOBODY))
 
 
-def take(alignments: Sequence[Alignment], winner: Integer[np.ndarray, T]) -> Fused:
+def take(alignments: Sequence[Alignment], winner: Integer[np.ndarray, "T"]) -> Fused:
     """Return for each token the row of ``alignments[winner]``; -1 is not taught. Narrower rows get empty slots."""
     k = max(each.topk.k for each in alignments)
     topk = TopK.unknown(len(winner), k, alignments[0].topk.vocab_size)
@@ -48,7 +48,7 @@ def take(alignments: Sequence[Alignment], winner: Integer[np.ndarray, T]) -> Fus
     return Fused(topk, winner >= 0, winner)
 
 
-def blend(alignments: Sequence[Alignment], weights: Float[np.ndarray, S], k: int | None = None) -> Fused:
+def blend(alignments: Sequence[Alignment], weights: Float[np.ndarray, "S"], k: int | None = None) -> Fused:
     """Return the weighted mean of the sources' distributions, token by token.
 
     At each token the weights are renormalised over the sources that have a row there; a token at which they sum to 0 is not

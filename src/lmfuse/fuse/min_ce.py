@@ -45,7 +45,7 @@ class MinCE:
     reward_dtype: Literal["float32", "bfloat16"] = "float32"
     no_teacher: bool = True
 
-    def __call__(self, alignments: Sequence[Alignment], scores: Float[np.ndarray, S]) -> Fused:
+    def __call__(self, alignments: Sequence[Alignment], scores: Float[np.ndarray, "S"]) -> Fused:
         """Return one document's teacher.
 
         Args:
@@ -68,7 +68,7 @@ class MinCE:
         return take(alignments, np.where(np.any(known, axis=0), surprise.argmin(0), -1))
 
 
-def published_reward(scores: Float[np.ndarray, S]) -> Float[np.ndarray, S]:
+def published_reward(scores: Float[np.ndarray, "S"]) -> Float[np.ndarray, "S"]:
     """Return ``1 / exp(CE)`` with every step rounded to bfloat16, as the authors' trainer compares it.
 
     >>> bool(np.equal(*published_reward(np.array([2.501, 2.506]))))
@@ -77,7 +77,7 @@ def published_reward(scores: Float[np.ndarray, S]) -> Float[np.ndarray, S]:
     return _to_bfloat16(1 / _to_bfloat16(np.exp(_to_bfloat16(scores), dtype=np.float64)))
 
 
-def _to_bfloat16(values: Float[np.ndarray, S]) -> Float[np.ndarray, S]:
+def _to_bfloat16(values: Float[np.ndarray, "S"]) -> Float[np.ndarray, "S"]:
     """Round to the nearest of 8 significant bits, ties to even; ``nan`` stays ``nan``."""
     with np.errstate(over="ignore"):  # a hopeless source: exp(CE) is infinite, its reward 0
         bits = np.ascontiguousarray(values, np.float32).view(np.uint32)

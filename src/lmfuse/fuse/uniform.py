@@ -33,7 +33,7 @@ class Uniform:
     name: Literal["uniform"] = "uniform"
     k: Annotated[int, Field(ge=1)] | None = None
 
-    def __call__(self, alignments: Sequence[Alignment], scores: Float[np.ndarray, S]) -> Fused:
+    def __call__(self, alignments: Sequence[Alignment], scores: Float[np.ndarray, "S"]) -> Fused:
         """Return one document's teacher; ``winner`` is -2 (a blend) at every taught token.
 
         Raises:

@@ -13,7 +13,7 @@ from lmfuse.losses.teacher import TeacherRows
 
 def dense_teacher(
     teacher: TeacherRows, vocab_size: int, tail: Literal["bucket", "renormalise"], dtype: torch.dtype
-) -> tuple[Float[Tensor, "N V"], Bool[Tensor, "N V"], Float[Tensor, N]]:
+) -> tuple[Float[Tensor, "N V"], Bool[Tensor, "N V"], Float[Tensor, "N"]]:
     """Return the teacher's probability of every id, which ids it kept, and its tail; candidates and tail sum to 1."""
     kept = torch.zeros(len(teacher), vocab_size, dtype=torch.bool)
     probs = torch.zeros(len(teacher), vocab_size, dtype=dtype)
@@ -28,7 +28,7 @@ def dense_teacher(
 
 def dense_cross_entropy(
     logits: Float[Tensor, "N V"], teacher: TeacherRows, tail: Literal["bucket", "renormalise"] = "bucket"
-) -> Float[Tensor, N]:
+) -> Float[Tensor, "N"]:
     """Return ``-sum_v p_v log q_v - p_tail log q_tail`` of each row (``nan`` where the teacher knows nothing). Differentiable."""
     probs, kept, rest = dense_teacher(teacher, logits.shape[1], tail, logits.dtype)
     log_q = logits.log_softmax(1)
@@ -37,7 +37,7 @@ def dense_cross_entropy(
     return cross_entropy
 
 
-def dense_kl(logits: Float[Tensor, "N V"], teacher: TeacherRows, tail: Literal["bucket", "renormalise"] = "bucket") -> Float[Tensor, N]:
+def dense_kl(logits: Float[Tensor, "N V"], teacher: TeacherRows, tail: Literal["bucket", "renormalise"] = "bucket") -> Float[Tensor, "N"]:
     """Return KL(teacher || student) of each row: the cross-entropy less the teacher's entropy. Differentiable."""
     probs, _, rest = dense_teacher(teacher, logits.shape[1], tail, logits.dtype)
     entropy: Tensor = -torch.special.xlogy(probs, probs).sum(1) - torch.special.xlogy(rest, rest)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from jaxtyping import Float
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Array = TypeVar("Array", bound=Any)  # numpy or torch: these files load without torch
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -32,5 +31,5 @@ class SparseLoss:
         return self.clm_weight + (end - self.clm_weight) * progress
 
     def value(self, cross_entropy_nats: Float[Any, N], entropy_nats: Float[Any, N]) -> Float[Any, N]:
-        """Return the loss of each position, given the student's cross-entropy on the teacher and the teacher's entropy."""
+        """Return the loss of each position (numpy or torch), given the student's cross-entropy on the teacher and the teacher's entropy."""
         raise NotImplementedError

@@ -52,9 +52,9 @@ class Objective:
 def objective(
     hidden: Float[Tensor, "N D"],
     head: Head,
-    labels: Int[Tensor, N],
+    labels: Int[Tensor, "N"],
     teacher: TeacherRows | None,
-    clm_weight: Float[Tensor, N],
+    clm_weight: Float[Tensor, "N"],
     loss: SparseLoss,
     *,
     chunk: int = 256,
@@ -75,8 +75,10 @@ def objective(
         chunk: positions at a time. Working memory is two tensors of chunk x vocabulary, whatever N is.
 
     Raises:
-        ValueError: shapes that do not fit, no position at all, or an id outside the vocabulary.
+        ValueError: shapes that do not fit, no position at all, an id outside the vocabulary, or no chunk.
     """
+    if chunk < 1:
+        raise ValueError(f"objective: chunk is {chunk}, expected at least 1")
     rows = TeacherRows.nothing(len(labels), hidden.device) if teacher is None else teacher
     targets = rows.targets(loss.tail)
     num_taught = _check(hidden, head, labels, targets, clm_weight)
@@ -205,10 +207,13 @@ class _Work:
         wide = torch.promote_types(dtype, torch.float32)
         size = (min(chunk, len(hidden)), head.vocab_size)
         logits, probs = (torch.empty(size, dtype=wide, device=hidden.device) for _ in range(2))
-        inputs = zip((hidden, weight, bias), wanted, strict=True)
-        grads = [torch.zeros_like(each, dtype=wide) if want and each is not None else None for each, want in inputs]
+        grad_hidden = torch.empty_like(hidden, dtype=wide) if wanted[0] else None
+        grad_weight = torch.empty_like(weight, dtype=wide) if wanted[1] else None
+        grad_bias = torch.zeros_like(bias, dtype=wide) if wanted[2] and bias is not None else None
+        if grad_weight is not None:
+            grad_weight[head.vocab_size :].zero_()
         real_bias = None if bias is None else bias[: head.vocab_size].to(wide)
-        return cls(hidden.to(dtype), weight[: head.vocab_size].to(dtype), real_bias, logits, probs, *grads)
+        return cls(hidden.to(dtype), weight[: head.vocab_size].to(dtype), real_bias, logits, probs, grad_hidden, grad_weight, grad_bias)
 
     def gradients(self, *inputs: Tensor | None) -> list[Tensor | None]:
         """Return the gradients in the dtypes of the inputs."""
@@ -235,10 +240,14 @@ class _Work:
     def _add(self, start: int, stop: int, grad_logits: Tensor, hidden: Tensor, scale: float) -> None:
         if self.grad_hidden is not None:
             self.grad_hidden[start:stop] = (grad_logits @ self.weight).mul_(scale)
-        if self.grad_weight is not None and self.grad_weight.dtype == hidden.dtype:
-            self.grad_weight[: len(self.weight)].addmm_(grad_logits.t(), hidden, alpha=scale)
-        elif self.grad_weight is not None:
-            self.grad_weight[: len(self.weight)].add_(grad_logits.t() @ hidden, alpha=scale)
+        if self.grad_weight is not None:
+            total, before = self.grad_weight[: len(self.weight)], min(start, 1)  # the first chunk overwrites what the memory held
+            if total.dtype == hidden.dtype:
+                total.addmm_(grad_logits.t(), hidden, alpha=scale, beta=before)
+            elif before:
+                total.add_(grad_logits.t() @ hidden, alpha=scale)
+            else:
+                total.copy_(grad_logits.t() @ hidden).mul_(scale)
         if self.grad_bias is not None:
             self.grad_bias[: len(self.weight)].add_(grad_logits.sum(0, dtype=self.grad_bias.dtype), alpha=scale)
 

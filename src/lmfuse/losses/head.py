@@ -28,7 +28,7 @@ class Head:
 
     weight: Float[Tensor, "R D"]
     vocab_size: int
-    bias: Float[Tensor, R] | None = None
+    bias: Float[Tensor, "R"] | None = None
     logit_scale: float = 1.0
     softcap: float | None = None
     full: Callable[[Tensor], Tensor] | None = None

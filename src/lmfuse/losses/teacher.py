@@ -28,10 +28,10 @@ class Targets(NamedTuple):
 
     ids: Int[Tensor, "N K"]
     probs: Float[Tensor, "N K"]
-    tail: Float[Tensor, N]
+    tail: Float[Tensor, "N"]
     owns: Bool[Tensor, "N K"]
-    entropy_nats: Float[Tensor, N]
-    taught: Bool[Tensor, N]
+    entropy_nats: Float[Tensor, "N"]
+    taught: Bool[Tensor, "N"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +45,8 @@ class TeacherRows:
 
     ids: Int[Tensor, "N K"]
     log_probs: Float[Tensor, "N K"]
-    tail: Float[Tensor, N]
-    taught: Bool[Tensor, N]
+    tail: Float[Tensor, "N"]
+    taught: Bool[Tensor, "N"]
 
     def __len__(self) -> int:
         return len(self.taught)
@@ -55,7 +55,7 @@ class TeacherRows:
         return TeacherRows(self.ids[index], self.log_probs[index], self.tail[index], self.taught[index])
 
     @classmethod
-    def from_numpy(cls, topk: TopK, taught: Bool[np.ndarray, N]) -> TeacherRows:
+    def from_numpy(cls, topk: TopK, taught: Bool[np.ndarray, "N"]) -> TeacherRows:
         """Copy rows of a ``Fused`` into tensors on the CPU (int64, float32).
 
         Raises:

@@ -1,0 +1,1 @@
+"""A run's report: from result files alone to one HTML page."""

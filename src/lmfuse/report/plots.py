@@ -64,7 +64,7 @@ def intervals(comparisons: Sequence[Mapping[str, Any]]) -> str:
         return _svg(figure)
 
 
-def curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+def curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Return the training curves: plain cross-entropy on ground truth by step, one line an arm."""
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(7.5, 3.4))

@@ -31,7 +31,7 @@ DocumentWeight = Callable[[Document], float]
 # ------------------------------------------------------------------------------------------------------------------------ order
 
 
-def permutation(num_documents: int, seed: int, epoch: int) -> Int[np.ndarray, B]:
+def permutation(num_documents: int, seed: int, epoch: int) -> Int[np.ndarray, "B"]:
     """Return the order of the documents in one epoch: sorted by the words of a counter-based generator (Philox) with key (seed, epoch).
 
     Raw words and a stable sort mean the same everywhere and in every version of numpy.
@@ -40,14 +40,14 @@ def permutation(num_documents: int, seed: int, epoch: int) -> Int[np.ndarray, B]
     return np.argsort(words, kind="stable")
 
 
-def stream(num_documents: int, seed: int, begin: int, end: int) -> Int[np.ndarray, N]:
+def stream(num_documents: int, seed: int, begin: int, end: int) -> Int[np.ndarray, "N"]:
     """Return the documents at positions ``begin`` to ``end`` of all epochs, one after the other."""
     epochs = range(begin // num_documents, (end - 1) // num_documents + 1)
     first = epochs.start * num_documents
     return np.concatenate([permutation(num_documents, seed, epoch) for epoch in epochs])[begin - first : end - first]
 
 
-def planned_steps(lengths: Integer[np.ndarray, B], settings: Training, start: int = 0) -> Iterator[list[Int[np.ndarray, N]]]:
+def planned_steps(lengths: Integer[np.ndarray, "B"], settings: Training, start: int = 0) -> Iterator[list[Int[np.ndarray, "N"]]]:
     """Yield for each step from ``start`` on its micro-batches of document indices, the longest documents first.
 
     Blocks of ``length_block`` steps are sorted by length, cut into steps, and the steps shuffled; every step depends on seed and
@@ -65,11 +65,11 @@ def planned_steps(lengths: Integer[np.ndarray, B], settings: Training, start: in
             yield _cut(_longest_first(steps[step], lengths), settings.batch_documents)
 
 
-def _longest_first(documents: Int[np.ndarray, N], lengths: Integer[np.ndarray, B]) -> Int[np.ndarray, N]:
+def _longest_first(documents: Int[np.ndarray, "N"], lengths: Integer[np.ndarray, "B"]) -> Int[np.ndarray, "N"]:
     return documents[np.argsort(-lengths[documents], kind="stable")]
 
 
-def _cut(documents: Int[np.ndarray, N], size: int) -> list[Int[np.ndarray, _]]:
+def _cut(documents: Int[np.ndarray, "N"], size: int) -> list[Int[np.ndarray, "_"]]:
     return [documents[begin : begin + size] for begin in range(0, len(documents), size)]
 
 
@@ -93,10 +93,10 @@ class Batch:
     documents: tuple[str, ...]
     input_ids: Int[Tensor, "B T"]
     attention_mask: Bool[Tensor, "B T"]
-    positions: Int[Tensor, N]
-    labels: Int[Tensor, N]
+    positions: Int[Tensor, "N"]
+    labels: Int[Tensor, "N"]
     teacher: TeacherRows | None
-    clm_weight: Float[Tensor, N]
+    clm_weight: Float[Tensor, "N"]
 
     @property
     def num_tokens(self) -> int:
@@ -119,8 +119,8 @@ class Example:
     """One document of a batch as arrays: what is read, which tokens of it are predicted (indices into ``ids``), and their teacher."""
 
     document: str
-    ids: Integer[np.ndarray, T]
-    targets: Int[np.ndarray, N]
+    ids: Integer[np.ndarray, "T"]
+    targets: Int[np.ndarray, "N"]
     fused: Fused | None
     clm_weight: float
 
@@ -213,7 +213,7 @@ class Reader:
             else:
                 yield Step(index, (self._batch(planned[0][-1:], index).silenced(),))
 
-    def _batch(self, indices: Int[np.ndarray, N], step: int) -> Batch:
+    def _batch(self, indices: Int[np.ndarray, "N"], step: int) -> Batch:
         return collate([self._example(self.documents[i], step) for i in indices])
 
     def _example(self, document: Document, step: int) -> Example:

@@ -129,6 +129,8 @@ def save_model(model: LanguageModel, folder: Path, *, dtype: str, source: Path) 
         model.module.save_pretrained(folder, state_dict={name: cast[id(tensor)] for name, tensor in state.items()})
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(_with_dtype(config, dtype), indent=2) + "\n", encoding="utf-8")
+    for path in folder.glob("*.safetensors"):
+        shutil.copymode(folder / "config.json", path)  # safetensors makes files that only their owner can read
     for pattern in COPIED:
         for path in source.glob(pattern):
             shutil.copyfile(path, folder / path.name)

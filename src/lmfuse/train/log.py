@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from lmfuse.train.settings import Training
+
 TRAINING_LOG_SCHEMA = 1
 
 
@@ -37,10 +39,10 @@ class LogLine:
 
 @dataclass(frozen=True)
 class EvaluationLine:
-    """What an evaluation between steps returned."""
+    """What an evaluation between steps returned; None where a value was not finite."""
 
     step: int
-    values: Mapping[str, float]
+    values: Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class TrainingLog:
         evaluations: in order.
         steps, tokens, positions, taught: totals; ``positions`` are predicted tokens, ``taught`` those with a teacher.
         clipped_steps: how often the gradient was longer than ``clip``.
+        skipped_steps: how often it was shorter than ``gradient_floor``, so that no weight moved.
     """
 
     lines: tuple[LogLine, ...]
@@ -73,6 +76,7 @@ class TrainingLog:
     positions: int
     taught: int
     clipped_steps: int
+    skipped_steps: int
 
     def to_json(self) -> str:
         """Return the text of ``training.json``."""
@@ -88,6 +92,7 @@ class Recorder:
     positions: int = 0
     taught: int = 0
     clipped_steps: int = 0
+    skipped_steps: int = 0
     lines: list[LogLine] = field(default_factory=list)
     evaluations: list[EvaluationLine] = field(default_factory=list)
     open_steps: int = 0
@@ -98,13 +103,14 @@ class Recorder:
     open_fusion_nats: float = 0.0
     open_gradient_norm: float = 0.0
 
-    def add(self, sums: StepSums, gradient_norm: float, *, clipped: bool) -> None:
+    def add(self, sums: StepSums, gradient_norm: float, settings: Training) -> None:
         """Count one step."""
         self.step += 1
         self.tokens += sums.tokens
         self.positions += sums.positions
         self.taught += sums.taught
-        self.clipped_steps += clipped
+        self.clipped_steps += 0 < settings.clip < gradient_norm
+        self.skipped_steps += gradient_norm < settings.gradient_floor
         self.open_steps += 1
         self.open_positions += sums.positions
         self.open_taught += sums.taught
@@ -133,7 +139,7 @@ class Recorder:
 
     def finish(self) -> TrainingLog:
         """Return the log of the whole run."""
-        totals = (self.step, self.tokens, self.positions, self.taught, self.clipped_steps)
+        totals = (self.step, self.tokens, self.positions, self.taught, self.clipped_steps, self.skipped_steps)
         return TrainingLog(tuple(self.lines), tuple(self.evaluations), *totals)
 
     @classmethod

@@ -55,8 +55,8 @@ def train(
     dropout, where its configuration asks for it, is drawn from (seed, step, process). On a CPU with the same number of threads a
     run that was killed and started again ends in the same bytes.
 
-    Under ``accelerate launch`` each process takes its share of a step's micro-batches (DDP). Tested: one process on CPU and GPU, and
-    two processes on CPU; sharded weights (FSDP, DeepSpeed) are not.
+    Under ``accelerate launch`` each process takes its share of a step's micro-batches (DDP). Tested: one process, and two processes on
+    CPU (gloo). Several GPUs go the same way but are not tested; sharded weights (FSDP, DeepSpeed) are not supported.
 
     Args:
         teacher: gives a row per token of a document's encoding, or None where it has nothing to say; None: plain continued training.
@@ -96,9 +96,10 @@ def train(
             sums = backward(step, forward, accelerator)
             norm = float(accelerator.clip_grad_norm_(model.module.parameters(), settings.clip or math.inf))
             _refuse_non_finite(step, sums, norm)
-            optimizer.step()
+            if norm >= settings.gradient_floor:
+                optimizer.step()
             optimizer.zero_grad()
-            recorder.add(sums, norm, clipped=0 < settings.clip < norm)
+            recorder.add(sums, norm, settings)
             run.after_step(recorder, sums, learning_rate)
     return run.finish(recorder)
 

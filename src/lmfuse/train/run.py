@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -104,11 +105,11 @@ class Run:
         if self.evaluate is not None and self.accelerator.is_main_process:
             self.model.module.eval()
             with torch.no_grad(), self.accelerator.autocast():
-                values = self.evaluate(self.model)
+                values = {name: value if math.isfinite(value) else None for name, value in self.evaluate(self.model).items()}
             self.model.module.train()
             recorder.evaluations.append(EvaluationLine(recorder.step, values))
             self.tell("evaluate", step=recorder.step, values=values)
-            self.accelerator.log({f"evaluate/{name}": value for name, value in values.items()}, step=recorder.step)
+            self.accelerator.log({f"evaluate/{name}": value for name, value in values.items() if value is not None}, step=recorder.step)
 
     def _save(self, recorder: Recorder) -> None:
         self.accelerator.wait_for_everyone()

@@ -34,6 +34,8 @@ class Training:
         weight_decay: per unit of learning rate, on every matrix (embeddings included), never on norms and biases, as published.
         beta1, beta2, epsilon: of AdamW.
         clip: largest norm of the gradient; 0 clips nothing.
+        gradient_floor: a step with a shorter gradient is not taken, and counted. AdamW divides a gradient by its own size, so rounding noise,
+            which is all that is left where the teacher says what the student says, would move every weight by a whole learning rate.
         precision: of the forward and backward pass (``bfloat16`` by autocast). Weights and optimizer state are always float32.
         gradient_checkpointing: compute activations twice and keep few of them. Published: on. It changes memory and time only.
         seed: of the data order and of dropout, where the model has any.
@@ -63,6 +65,7 @@ class Training:
     beta2: Moment = 0.95
     epsilon: Positive = 1e-8
     clip: NotNegative = 1.0
+    gradient_floor: NotNegative = 1e-5
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     gradient_checkpointing: bool = False
     seed: Interval = 42

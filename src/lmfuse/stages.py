@@ -1,0 +1,192 @@
+"""The stages of a run: each reads artefacts, works, and publishes one artefact under the hash of everything that can change it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lmfuse.artefacts import content_key, is_complete, publish, read_manifest, write_atomic
+from lmfuse.bytes import ByteTokenizer
+from lmfuse.collect import collect
+from lmfuse.console import Console
+from lmfuse.corpus import Corpus, prepare_corpus
+from lmfuse.evaluate.bits_per_byte import score_documents
+from lmfuse.model_files import local_folder
+from lmfuse.models import LanguageModel, ModelFacts, ModelSpec, inspect_model, load_model, load_tokenizer
+from lmfuse.pairs import load_pair
+from lmfuse.recipe import Arm, Recipe, model_specs
+from lmfuse.results import read_scores, write_scores
+from lmfuse.store import RowStore
+from lmfuse.teacher import RowTeacher, SourceRows, survey
+from lmfuse.train.checkpoint import save_model
+from lmfuse.train.loop import train
+from lmfuse.train.settings import Training
+from lmfuse.types import DocumentScore
+from lmfuse.workspace import ARTEFACT_VERSION, Workspace
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run with every decision taken: who teaches, and what is known of them on held-out text (nats per byte by domain)."""
+
+    arm: Arm
+    learning_rate: float
+    seed: int
+    teachers: tuple[str, ...] = ()
+    held_out: Mapping[str, Mapping[str, float]] | None = None
+    to_beat: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained arm on disk, the spec to load it with, and its training log."""
+
+    folder: Path
+    spec: ModelSpec
+
+    @property
+    def curve(self) -> list[dict[str, Any]]:
+        """Return the lines of its training log."""
+        lines: list[dict[str, Any]] = json.loads((self.folder / "training.json").read_text(encoding="utf-8"))["lines"]
+        return lines
+
+
+def pick_device(wanted: str) -> str:
+    """Return ``cuda`` or ``cpu`` for ``auto``, else what was asked for."""
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+
+
+class Stages:
+    """What a recipe's models and text can be turned into. Nothing here decides anything."""
+
+    def __init__(self, recipe: Recipe, base: Path, space: Workspace, console: Console) -> None:
+        self.recipe, self.base, self.space, self.console = recipe, base, space, console
+        self.device = pick_device(recipe.device)
+        self.specs = model_specs(recipe, base)
+        self.counters: dict[str, int | float] = {}
+
+    @cached_property
+    def facts(self) -> dict[str, ModelFacts]:
+        """Return what is known of each model without reading its weights."""
+        return {label: inspect_model(spec, self.space.cache) for label, spec in self.specs.items()}
+
+    @cached_property
+    def tokenizers(self) -> dict[str, ByteTokenizer]:
+        """Return each model's tokenizer."""
+        return {label: load_tokenizer(spec) for label, spec in self.specs.items()}
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """Return the windows of all splits."""
+        contexts = [facts.context for facts in self.facts.values()]
+        corpus = prepare_corpus(self.recipe.text, self.base, list(self.tokenizers.values()), contexts)
+        self.counters |= corpus.counters
+        self.space.event("corpus", **{split: len(documents) for split, documents in corpus.splits.items()})
+        return corpus
+
+    def scores(self, name: str, spec: ModelSpec, key: str, split: str) -> list[DocumentScore]:
+        """Measure one model on one split: negative log-likelihood and bytes of each document."""
+        batch_tokens = self.recipe.evaluate.batch_tokens
+        identity = [ARTEFACT_VERSION, "scores", key, spec.dtype, spec.document_start, self.corpus.key(split), batch_tokens]
+        path = self.space.artefact("results", content_key(identity) + ".json")
+        if not path.exists():
+            documents = self.corpus.splits[split]
+            model = self._load(spec)
+            with self.console.task(f"measure {name} on {split}", model.count_tokens(documents)) as advance:
+                write_scores(path, score_documents(model, documents, batch_tokens=batch_tokens, progress=advance))
+        return read_scores(path)
+
+    def rows_folder(self, label: str) -> Path:
+        """Return where a model's rows over the training windows are, collected or not."""
+        spec, settings = self.specs[label], self.recipe.rows.model_dump()
+        identity = [ARTEFACT_VERSION, "rows", self.facts[label].key, spec.dtype, spec.document_start, self.corpus.key("train"), settings]
+        return self.space.artefact("rows", content_key(identity))
+
+    def rows(self, label: str) -> RowStore:
+        """Collect the rows of one model over the training windows."""
+        folder, settings, documents = self.rows_folder(label), self.recipe.rows, self.corpus.splits["train"]
+        if is_complete(folder):
+            return RowStore.open(folder)
+        model = self._load(self.specs[label])
+        with self.console.task(f"collect {label}", model.count_tokens(documents)) as advance:
+            store = collect(
+                model, documents, folder, k=settings.k, batch_tokens=settings.batch_tokens, shard_documents=settings.shard_documents,
+                precision=settings.precision, progress=advance,
+            )  # fmt: skip
+        self.space.event("collected", model=label, key=folder.name, **read_manifest(folder).counters)
+        return store
+
+    def teacher(self, job: Job) -> RowTeacher | None:
+        """Return who teaches in a job; None for plain continued training."""
+        if not job.teachers:
+            return None
+        target, held_out = self.tokenizers["target"], job.held_out or {}
+        sources = tuple(
+            SourceRows(
+                label, self.rows(label), load_pair(self.tokenizers[label], target, self.space.cache, job.arm.align), held_out.get(label, {})
+            )
+            for label in job.teachers
+        )
+        return RowTeacher(sources, job.arm.align, job.arm.fuse, job.to_beat or {})
+
+    def survey(self, job: Job) -> tuple[dict[str, Any], dict[str, int]]:
+        """Count what each teacher of a job contributes to the training text."""
+        path = self.space.artefact("results", content_key([ARTEFACT_VERSION, "survey", self._teaching(job)]) + ".json")
+        teacher = None if path.exists() else self.teacher(job)
+        if teacher is not None:
+            found, counted = survey(teacher, self.corpus.splits["train"], self.tokenizers["target"])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, json.dumps([{name: asdict(source) for name, source in found.items()}, counted]).encode())
+        sources, counters = json.loads(path.read_text(encoding="utf-8")) if job.teachers else ({}, {})
+        return sources, counters
+
+    def trained(self, job: Job) -> TrainedModel:
+        """Train the target as a job says and publish the model."""
+        target, arm = self.recipe.target, job.arm
+        settings = replace(self.recipe.train, learning_rate=job.learning_rate, seed=job.seed)
+        identity = [
+            ARTEFACT_VERSION,
+            "model",
+            target.dtype,
+            settings,
+            self._teaching(job),
+            [arm.loss, arm.clm_weight] if job.teachers else None,
+        ]
+        folder = self.space.artefact("models", content_key(identity))
+        if not is_complete(folder):
+            with publish(folder, kind="model", resume=True) as publication:
+                if not publication.reused:
+                    self._train(job, settings, publication.path)
+                publication.drop("checkpoints", "tracker")
+                publication.provenance |= {
+                    "arm": arm.name, "learning_rate": job.learning_rate, "seed": job.seed, "target": self.facts["target"].key,
+                    "rows": {label: self.rows_folder(label).name for label in job.teachers},
+                }  # fmt: skip
+        return TrainedModel(folder, replace(target, model=str(folder), revision=None, name=arm.name))
+
+    def _teaching(self, job: Job) -> list[Any]:
+        """Return what decides over a job's teacher rows: part of every key that depends on them."""
+        rows = {label: self.rows_folder(label).name for label in job.teachers}
+        methods = [job.arm.align, job.arm.fuse, job.held_out, job.to_beat] if rows else None
+        return [self.facts["target"].key, self.recipe.target.document_start, self.corpus.key("train"), list(rows.items()), methods]
+
+    def _train(self, job: Job, settings: Training, folder: Path) -> None:
+        documents, arm, teacher = self.corpus.splits["train"], job.arm, self.teacher(job)
+        model = self._load(self.specs["target"])
+        title = f"train {arm.name} (learning rate {job.learning_rate:g}, seed {job.seed})"
+        by_domain = (lambda document: arm.clm_weight.get(document.domain, arm.loss.clm_weight)) if arm.clm_weight and teacher else None
+        with self.console.task(title, round(model.count_tokens(documents) * settings.epochs)) as advance:
+            train(
+                model, documents, teacher, arm.loss, settings, folder, document_weight=by_domain, progress=advance,
+                on_event=lambda event: self.space.event("train", arm=arm.name, **event),
+            )  # fmt: skip
+        save_model(model, folder, dtype=self.recipe.target.dtype, source=local_folder(self.specs["target"]))
+
+    def _load(self, spec: ModelSpec) -> LanguageModel:
+        return load_model(spec, self.device)

@@ -1,0 +1,368 @@
+"""The byte law against hand-made numbers, a slow reading of its definition, and true byte models."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from functools import cache
+from itertools import product
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from lmfuse.align.byte_law import ByteLaw
+from lmfuse.align.exact import token_bytes
+from lmfuse.align.pair import Pair, build_pair, prefix_nodes
+from lmfuse.align.spans import align_many
+from lmfuse.bytes import ByteTokenizer
+from lmfuse.types import Alignment, Document, Encoding, Rows, TopK, Vocabulary
+from tests.align.test_pair import TEXT, encode, longest_first, random_rows, total_mass, toy_vocabulary
+from tests.fakes import KINDS, shared
+
+LOSSLESS = ("gpt2", "gpt_neox", "llama2", "mistral", "qwen2_5")
+
+
+def rows_of(vocabulary: Vocabulary, *said: tuple[str, dict[str, float]]) -> Rows:
+    """Rows from (what followed, {candidate: probability}); the rest is the tail."""
+    width = max(len(candidates) for _, candidates in said)
+    topk = TopK.unknown(len(said), width, vocabulary.size)
+    for row, (_, candidates) in enumerate(said):
+        for slot, (token, p) in enumerate(candidates.items()):
+            topk.ids[row, slot], topk.log_probs[row, slot] = vocabulary.strings.index(token), np.log(p)
+        topk.tail[row] = np.log(max(1 - sum(candidates.values()), 1e-30))
+    ends = np.cumsum([len(token) for token, _ in said])
+    starts = np.append(0, ends[:-1])
+    ids = np.array([vocabulary.strings.index(token) for token, _ in said])
+    nll = -np.log(np.array([candidates[token] for token, candidates in said], np.float32))
+    return Rows(starts, ends, ids, nll, topk)
+
+
+def said(alignment: Alignment, vocabulary: Vocabulary) -> list[dict[str, float]]:
+    """What each row says, by token."""
+    topk = alignment.topk
+    return [
+        {vocabulary.strings[i]: round(float(np.exp(lp)), 5) for i, lp in zip(ids, log_probs, strict=True) if np.isfinite(lp)}
+        for ids, log_probs in zip(topk.ids, topk.log_probs, strict=True)
+    ]
+
+
+def test_hello_world_by_hand() -> None:
+    source = Vocabulary.from_tokens([b"hello", b"help", b" wor", b" war", b"ld", b"d"])
+    target = Vocabulary.from_tokens([b" hel", b"lo", b" world", b"p", b" w", b"ld", b"d", b"l", b"o", b"r"])
+    rows = rows_of(source, ("hello", {"hello": 0.5, "help": 0.25}), (" wor", {" wor": 0.6, " war": 0.2}), ("ld", {"ld": 0.8, "d": 0.1}))
+    encoding = Encoding(np.array([0, 1, 2]), np.array([0, 3, 5]), np.array([3, 5, 11]))
+    aligned = ByteLaw()(rows, encoding, build_pair(source, target, longest_first(target)))
+    assert aligned.source_row.tolist() == [0, 0, 1]
+    assert said(aligned, target) == [{" hel": 0.75}, {"lo": 0.66667, "p": 0.33333}, {" world": 0.48, " w": 0.2}]
+    assert_allclose(np.exp(-aligned.truth_nll_nats), [0.75, 0.5 / 0.75, 0.6 * 0.8], rtol=1e-5)
+    assert_allclose(np.exp(aligned.topk.tail), [0.25, 0.0, 0.2 + 0.6 * 0.2], atol=1e-6)
+    assert aligned.lost_mass.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_without_a_map_for_the_dummy_prefix_other_candidates_go_to_the_tail_and_are_counted() -> None:
+    source, target = Vocabulary.from_tokens([b"ab", b"cd"]), Vocabulary.from_tokens([b" ab", b" cd", b"cd"])
+    rows = rows_of(source, ("ab", {"ab": 0.5, "cd": 0.25}))
+    pair = build_pair(source, target, longest_first(target))
+    encoding = Encoding(np.array([0]), np.array([0]), np.array([2]))
+    assert said(ByteLaw()(rows, encoding, pair), target) == [{" ab": 0.5, " cd": 0.25}]
+    blind = ByteLaw()(rows, encoding, replace(pair, prefixed_target=None))
+    assert said(blind, target) == [{" ab": 0.5}]
+    assert blind.lost_mass.tolist() == [0.25]
+
+
+def test_a_newline_that_followed_is_not_taught_where_the_target_writes_it_with_the_indentation() -> None:
+    source = Vocabulary.from_tokens([b"\n", b"    ", b"\n\n", b"x"])
+    target = Vocabulary.from_tokens([b"\n", b"\n    ", b"\n\n", b"x"])
+    rows = rows_of(source, ("\n", {"\n": 0.7, "\n\n": 0.1, "x": 0.1}), ("    ", {"    ": 0.9}))
+    aligned = ByteLaw()(rows, Encoding(np.array([1]), np.array([0]), np.array([5])), build_pair(source, target, longest_first(target)))
+    assert said(aligned, target) == [{"\n    ": 0.63, "\n\n": 0.1, "x": 0.1}]
+    assert_allclose(np.exp(aligned.topk.tail), 0.1 + 0.07, rtol=1e-5)
+    assert aligned.lost_mass.tolist() == [0.0]
+
+
+def test_a_source_with_a_dummy_prefix_is_conditioned_on_it_and_keeps_its_tail() -> None:
+    source, target = Vocabulary.from_tokens([b" ab", b" cd", b"ab"]), Vocabulary.from_tokens([b"ab", b"cd"])
+    rows = rows_of(source, (" ab", {" ab": 0.5, " cd": 0.25, "ab": 0.05}))
+    rows = replace(rows, ends=rows.ends - 1)
+    aligned = ByteLaw()(rows, Encoding(np.array([0]), np.array([0]), np.array([2])), build_pair(source, target, longest_first(target)))
+    assert said(aligned, target) == [{"ab": round(0.5 / 0.95, 5), "cd": round(0.25 / 0.95, 5)}]
+    assert_allclose(np.exp(aligned.topk.tail), 0.2 / 0.95, rtol=1e-5)
+    assert_allclose(np.exp(-aligned.truth_nll_nats), 0.5, rtol=1e-6)  # the prefix is part of the cost of the document
+
+
+def test_the_true_token_keeps_a_slot_and_the_lightest_candidate_leaves() -> None:
+    vocabulary = Vocabulary.from_tokens([b"a", b"b", b"c", b"d"])
+    topk = TopK(np.array([[0, 1]]), np.log(np.array([[0.6, 0.3]], np.float32)), np.log(np.array([0.1], np.float32)), 4)
+    rows = Rows(np.array([0]), np.array([1]), np.array([2]), -np.log(np.array([0.05], np.float32)), topk)
+    encoding = Encoding(np.array([2]), np.array([0]), np.array([1]))
+    pair = build_pair(vocabulary, vocabulary, longest_first(vocabulary))
+    assert said(ByteLaw()(rows, encoding, pair), vocabulary) == [{"a": 0.6, "c": 0.05}]
+    assert said(ByteLaw(k=3)(rows, encoding, pair), vocabulary) == [{"a": 0.6, "b": 0.3, "c": 0.05}]
+    assert said(ByteLaw(k=1)(rows, encoding, pair), vocabulary) == [{"c": 0.05}]
+    assert_allclose(total_mass(ByteLaw(k=1)(rows, encoding, pair).topk), 1.0, rtol=1e-6)
+
+
+def test_a_prefix_of_other_target_tokens_is_scaled_to_one() -> None:
+    source = Vocabulary.from_tokens([b"abc", b"abd"])
+    target = Vocabulary.from_tokens([b"ab", b"c", b"abd"])
+    rows = rows_of(source, ("abc", {"abc": 0.5, "abd": 0.5 - 1e-7}))
+    aligned = ByteLaw()(
+        rows, Encoding(np.array([0, 1]), np.array([0, 2]), np.array([2, 3])), build_pair(source, target, longest_first(target))
+    )
+    assert said(aligned, target)[0] == {"ab": 0.66667, "abd": 0.33333}  # 1 and 1/2 before scaling
+    assert_allclose(total_mass(aligned.topk), 1.0, rtol=1e-6)
+
+
+def slow(rows: Rows, target: Encoding, pair: Pair) -> tuple[list[dict[int, float] | None], list[float]]:
+    """The law token by token, from byte strings: for each target token its masses by id, the tail under -1; and its nll."""
+    source, written = token_bytes(pair.source), token_bytes(pair.target)
+    first = longest_first(pair.target)
+    tokens = [source[i] for i in rows.next_ids]
+    prefix = [len(tokens[u]) - int(rows.ends[u] - rows.starts[u]) for u in range(len(rows))]
+    support = []
+    for u in range(len(rows)):
+        kept = {int(i): float(np.exp(lp)) for i, lp in zip(rows.topk.ids[u], rows.topk.log_probs[u], strict=True)}
+        outside = 0.0 if int(rows.next_ids[u]) in kept else float(np.exp(-rows.nll_nats[u]))
+        kept[int(rows.next_ids[u])] = float(np.exp(-rows.nll_nats[u]))
+        support.append((kept, float(np.exp(rows.topk.tail[u])) - outside))
+    everyone = range(len(rows))
+
+    def begin_with(u: int, head: bytes) -> dict[int, float]:
+        return {i: p for i, p in support[u][0].items() if source[i].startswith(head) and source[i]}
+
+    def cost(at: int, behind_prefix: bool) -> float:
+        bare = [u for u in everyone if rows.starts[u] == rows.ends[u] == at]
+        total = sum(float(rows.nll_nats[u]) for u in everyone if rows.ends[u] <= at and (u not in bare or behind_prefix))
+        for u in everyone:
+            inside = rows.starts[u] < at < rows.ends[u]
+            if inside or (behind_prefix and rows.starts[u] == at < rows.ends[u] and prefix[u]):
+                mass = sum(begin_with(u, tokens[u][: at - rows.starts[u] + prefix[u]]).values())
+                total -= np.log(mass if inside else mass + support[u][1])
+        return total
+
+    laws, nlls = [], []
+    for t, true_id in enumerate(target.ids):
+        a, b = int(target.starts[t]), int(target.ends[t])
+        has_prefix = a >= 0 and len(written[true_id]) > b - a
+        after_bare = t > 0 and target.starts[t - 1] == target.ends[t - 1] == a
+        covered = all(any(rows.starts[u] <= x < rows.ends[u] for u in everyone) for x in range(a, b))
+        begins = [u for u in everyone if rows.starts[u] == a and prefix[u]] if has_prefix else []
+        opens = [u for u in everyone if rows.starts[u] <= a < rows.ends[u]]
+        if a < 0 or not covered or not (begins or (a < b and opens)):
+            laws.append(None)
+            nlls.append(float("nan"))
+            continue
+        u = (begins or opens)[0]
+        nll = cost(b, a == b) - cost(a, after_bare)
+        lacks_prefix = has_prefix and not begins
+        cut = 0 if has_prefix else a - int(rows.starts[u]) + prefix[u]
+        kept, tail = support[u]
+        law: dict[int, float] = defaultdict(float)
+        if cut:
+            kept, tail = begin_with(u, tokens[u][:cut]), 0.0 if a > rows.starts[u] else tail
+        norm = sum(kept.values()) + tail if cut else 1.0
+        law[-1] += tail / norm
+        true_mass, followed = float(np.exp(-nll)), int(rows.next_ids[u])
+        for i, p in kept.items():
+            rest = b" " * lacks_prefix + source[i][cut:] if source[i] else b""
+            if i == followed:
+                share = p / norm if rows.ends[u] >= b else min(true_mass, p / norm)
+                law[int(true_id)] += share
+                law[-1] += p / norm - share
+            else:
+                law[int(first([rest])[0])] += p / norm
+        if rows.ends[u] > b:
+            law[int(true_id)] = max(law[int(true_id)], true_mass)
+        total = sum(p for i, p in law.items() if i >= 0)
+        law[-1] = 1 - total
+        laws.append({i: p / max(total, 1.0) for i, p in law.items() if i >= 0 and p > 0})
+        nlls.append(nll)
+    return laws, nlls
+
+
+@pytest.mark.parametrize("source_prefix", [False, True])
+@pytest.mark.parametrize("target_prefix", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_the_slow_law(seed: int, source_prefix: bool, target_prefix: bool) -> None:
+    rng = np.random.default_rng(seed)
+    source, target = toy_vocabulary(rng), toy_vocabulary(rng)
+    pair = build_pair(source, target, longest_first(target))
+    for text in (TEXT, b"hello world", b" hello", b"\nhello"):
+        rows = random_rows(rng, source, encode(source, text, rng, dummy_prefix=source_prefix))
+        if seed == 2 and len(rows) > 9:  # a hole, and nothing before the first token
+            rows = Rows(*(getattr(rows, name)[np.r_[1:5, 7 : len(rows)]] for name in ("starts", "ends", "next_ids", "nll_nats", "topk")))
+        encoding = encode(target, text, rng, dummy_prefix=target_prefix, start_token=True)
+        aligned = ByteLaw(k=20)(rows, encoding, pair)
+        laws, nlls = slow(rows, encoding, pair)
+        assert (aligned.source_row >= 0).tolist() == [law is not None for law in laws]
+        assert_allclose(aligned.truth_nll_nats, nlls, atol=2e-5)
+        for t, law in enumerate(laws):
+            mass = np.exp(aligned.topk.log_probs[t])
+            assert (mass > 0).any() == (law is not None)
+            for i, p in (law or {}).items():
+                assert_allclose(mass[(aligned.topk.ids[t] == i) & (mass > 0)].sum(), p, atol=1e-5)
+        assert_allclose(total_mass(aligned.topk), 1.0, atol=1e-5)
+
+
+def markov_rows(vocabulary: Vocabulary, encoding: Encoding, step: np.ndarray, first: np.ndarray) -> Rows:
+    """Complete distributions of a Markov chain over tokens."""
+    probs = np.concatenate([first[None], step[encoding.ids[:-1]]]).astype(np.float64)
+    ids = np.tile(np.arange(vocabulary.size), (len(probs), 1))
+    topk = TopK(ids, np.log(probs).astype(np.float32), np.full(len(probs), -np.inf, np.float32), vocabulary.size)
+    nll = -np.log(probs[np.arange(len(probs)), encoding.ids]).astype(np.float32)
+    return Rows(encoding.starts, encoding.ends, encoding.ids, nll, topk)
+
+
+@pytest.mark.parametrize("tokens", [[b"a", b"b"], [b"a", b"ba", b"bb"], [b"aa", b"ab", b"b"]])
+def test_exact_for_sources_in_which_a_text_has_one_segmentation(tokens: list[bytes]) -> None:
+    """The law equals what enumerating all that the source could write says about the target's bytes."""
+    rng = np.random.default_rng(0)
+    source = Vocabulary.from_tokens(tokens)
+    target = Vocabulary.from_tokens([b"a", b"b", b"ab", b"bba", b"aab", b"bb"])
+    first, step = rng.dirichlet(np.ones(len(tokens))), rng.dirichlet(np.ones(len(tokens)), len(tokens))
+    everything: dict[bytes, float] = defaultdict(float)
+    for sequence in product(range(len(tokens)), repeat=8):
+        p = first[sequence[0]] * np.prod(step[list(sequence[:-1]), list(sequence[1:])])
+        everything[b"".join(tokens[i] for i in sequence)] += p
+
+    def begins(head: bytes) -> float:
+        return sum(p for text, p in everything.items() if text.startswith(head))
+
+    for draw in range(4):
+        text = b"".join(tokens[i] for i in rng.integers(0, len(tokens), 4))
+        rows = markov_rows(source, encode(source, text, rng), step, first)
+        encoding = encode(target, text, rng)
+        pair = build_pair(source, target, longest_first(target))
+        aligned = ByteLaw()(rows, encoding, pair)
+        truth = [begins(text[:b]) / begins(text[:a]) for a, b in zip(encoding.starts, encoding.ends, strict=True)]
+        assert_allclose(np.exp(-aligned.truth_nll_nats), truth, rtol=1e-5, err_msg=f"{draw} {text!r}")
+
+
+def test_single_byte_sources_give_single_byte_targets_their_exact_distribution() -> None:
+    rng = np.random.default_rng(0)
+    source = Vocabulary.from_tokens([b"a", b"b", b"c"])
+    target = Vocabulary.from_tokens([b"c", b"a", b"b"])
+    step = rng.dirichlet(np.ones(3), 3)
+    rows = markov_rows(source, encode(source, b"abccba", rng), step, step[0])
+    aligned = ByteLaw()(rows, encode(target, b"abccba", rng), build_pair(source, target, longest_first(target)))
+    for row, ids, log_probs in zip(np.exp(rows.topk.log_probs), aligned.topk.ids, aligned.topk.log_probs, strict=True):
+        assert_allclose(np.exp(log_probs)[np.argsort(ids)], row[[2, 0, 1]], rtol=1e-6)
+
+
+def check_invariants(rows: Rows, encoding: Encoding, pair: Pair) -> Alignment:
+    aligned = ByteLaw()(rows, encoding, pair)
+    text = encoding.starts >= 0
+    assert_allclose(np.nansum(aligned.truth_nll_nats.astype(np.float64)), rows.nll_nats.sum(dtype=np.float64), rtol=1e-5)
+    assert (aligned.source_row[~text] == -1).all()
+    assert_allclose(total_mass(aligned.topk), 1.0, atol=1e-5)
+    on_truth = np.where(aligned.topk.ids == encoding.ids[:, None], np.exp(aligned.topk.log_probs), 0.0).sum(1)
+    unscaled = aligned.taught & np.isfinite(aligned.topk.tail)
+    assert (on_truth[unscaled] >= np.exp(-aligned.truth_nll_nats[unscaled]) * (1 - 1e-4)).all()
+    return aligned
+
+
+@pytest.mark.parametrize("source", sorted(set(KINDS) - {"wordpiece"}))
+@pytest.mark.parametrize("target", sorted(set(KINDS) - {"wordpiece"}))
+def test_a_documents_targets_cost_what_its_source_tokens_cost(source: str, target: str) -> None:
+    rng = np.random.default_rng(0)
+    ours, theirs = ByteTokenizer.from_tokenizer(KINDS[target]()), ByteTokenizer.from_tokenizer(KINDS[source]())
+    pair = build_pair(theirs.vocabulary, ours.vocabulary, ours.first_pieces)
+    for text in (TEXT.decode(), " starts with a space", "\n", "1", "東京🙂 and <unk></s>", "a"):
+        document = Document.plain(text)
+        rows = random_rows(rng, theirs.vocabulary, theirs.encode(document))
+        aligned = check_invariants(rows, ours.encode(document), pair)
+        text_tokens = ours.encode(document).starts != ours.encode(document).ends
+        assert aligned.taught[text_tokens].all()
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_the_same_tokenizer_changes_nothing(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    tokenizer = ByteTokenizer.from_tokenizer(KINDS[kind]())
+    vocabulary = tokenizer.vocabulary
+    pair = build_pair(vocabulary, vocabulary, tokenizer.first_pieces)
+    control = vocabulary.lengths == 0
+    for text in (TEXT.decode(), " starts with a space", "\n"):
+        encoding = tokenizer.encode(Document.plain(text))
+        rows = random_rows(rng, vocabulary, encoding)
+        aligned = ByteLaw(k=rows.topk.k + 1)(rows, encoding, pair)
+        spoken = encoding.starts >= 0
+        assert aligned.source_row[spoken].tolist() == list(range(len(rows)))
+        assert_allclose(aligned.truth_nll_nats[spoken], rows.nll_nats, atol=1e-5)
+        lost = control[rows.topk.ids]
+        assert_allclose(aligned.lost_mass[spoken], np.where(lost, np.exp(rows.topk.log_probs), 0).sum(1), atol=1e-6)
+        assert_allclose(np.exp(aligned.topk.log_probs[spoken, :-1])[~lost], np.exp(rows.topk.log_probs)[~lost], rtol=1e-5)
+        assert (aligned.topk.ids[spoken, :-1][~lost] == rows.topk.ids[~lost]).all()
+
+
+def test_true_tokens_get_the_mass_that_the_source_gave_them() -> None:
+    """Off-by-one guard: a row moved by one token would put the truth's probability elsewhere."""
+    rng = np.random.default_rng(0)
+    source, target = (Vocabulary.from_tokens([b"", *(bytes([b]) for b in order)]) for order in (range(256), range(255, -1, -1)))
+    text = bytes(rng.integers(0, 256, 400).astype(np.uint8))
+    rows = random_rows(rng, source, encode(source, text, rng), k=10)
+    encoding = encode(target, text, rng)
+    aligned = ByteLaw()(rows, encoding, build_pair(source, target, longest_first(target)))
+    on_truth = np.where(aligned.topk.ids == encoding.ids[:, None], np.exp(aligned.topk.log_probs), 0.0).sum(1)
+    assert_allclose(on_truth.mean(), np.exp(-rows.nll_nats).mean(), rtol=1e-5)
+    assert_allclose(on_truth, np.exp(-rows.nll_nats), rtol=1e-4)
+
+
+def test_lossy_tokenizers_leave_masked_spans_untaught() -> None:
+    rng = np.random.default_rng(0)
+    lossy, exact = (ByteTokenizer.from_tokenizer(KINDS[kind]()) for kind in ("wordpiece", "byte_bpe"))
+    document = Document.plain(TEXT.decode())
+    for theirs, ours in ((lossy, exact), (exact, lossy)):
+        encoding = ours.encode(document)
+        rows = random_rows(rng, theirs.vocabulary, theirs.encode(document))
+        aligned = ByteLaw()(rows, encoding, build_pair(theirs.vocabulary, ours.vocabulary, ours.first_pieces))
+        read = {x for start, end in zip(rows.starts, rows.ends, strict=True) for x in range(start, end)}
+        spans = zip(encoding.starts, encoding.ends, strict=True)
+        assert aligned.taught.tolist() == [start >= 0 and read.issuperset(range(start, end)) for start, end in spans]
+        assert 0 < aligned.taught.mean() < 1
+        assert_allclose(total_mass(aligned.topk), 1.0, atol=1e-5)
+
+
+def test_a_row_without_any_hope_stays_finite() -> None:
+    vocabulary = Vocabulary.from_tokens([b"ab", b"a", b"b"])
+    topk = TopK(np.array([[1]]), np.zeros((1, 1), np.float32), np.full(1, -np.inf, np.float32), 3)
+    rows = Rows(np.array([0]), np.array([2]), np.array([0]), np.array([200.0], np.float32), topk)
+    encoding = Encoding(np.array([1, 2]), np.array([0, 1]), np.array([1, 2]))
+    aligned = ByteLaw()(rows, encoding, build_pair(vocabulary, vocabulary, longest_first(vocabulary)))
+    assert_allclose(aligned.truth_nll_nats, [0.0, 200.0], atol=1e-3)
+    assert_allclose(total_mass(aligned.topk), 1.0, atol=1e-6)
+
+
+def test_nothing_in_nothing_out() -> None:
+    vocabulary = Vocabulary.from_tokens([b"a", b"b"])
+    pair = build_pair(vocabulary, vocabulary, longest_first(vocabulary))
+    none, two = np.zeros(0, np.int64), np.array([0, 1])
+    no_rows = Rows(none, none, none, np.zeros(0, np.float32), TopK.unknown(0, 3, 2))
+    assert not ByteLaw()(no_rows, Encoding(two, two, two + 1), pair).taught.any()
+    rows = random_rows(np.random.default_rng(0), Vocabulary.from_tokens([b"a", b"b"]), Encoding(two, two, two + 1), k=1)
+    assert len(ByteLaw()(rows, Encoding(none, none, none), pair).topk) == 0
+
+
+@cache
+def real(name: str) -> ByteTokenizer:
+    return ByteTokenizer.load(shared("assets", "tokenizers", name))
+
+
+@pytest.mark.parametrize("source", LOSSLESS)
+def test_real_tokenizers_telescope(source: str) -> None:
+    lines = (shared("assets", "data", "wikitext2", "test.txt")).read_text().splitlines(keepends=True)
+    texts = ["".join(lines[n : n + 6]) for n in range(0, 60, 6)] + [shared("README.md").read_text()]
+    documents = [Document.plain(text) for text in texts]
+    rng = np.random.default_rng(0)
+    theirs = real(source)
+    rows = [random_rows(rng, theirs.vocabulary, encoding, k=8) for encoding in theirs.encode_many(documents)]
+    nodes = prefix_nodes(theirs.vocabulary)
+    for target in LOSSLESS:
+        ours = real(target)
+        encodings = ours.encode_many(documents)
+        pair = Pair(theirs.vocabulary, ours.vocabulary, np.zeros_like(nodes), nodes)  # the law of true tokens needs no map
+        for encoding, document, aligned in zip(encodings, rows, align_many(ByteLaw(), rows, encodings, pair), strict=True):
+            own = document.nll_nats.sum(dtype=np.float64)
+            assert_allclose(np.nansum(aligned.truth_nll_nats.astype(np.float64)), own, rtol=1e-5)
+            assert aligned.taught[encoding.starts != encoding.ends].all()
