@@ -3,9 +3,9 @@
     python -m benchmarks.alignment [--assets DIR] [--source NAME_OR_FOLDER] [--target NAME_OR_FOLDER]
 
 Text is GSM8K, WikiText-2 and Python's standard library in documents of about 800 bytes. The rows' candidates are the tokens that follow the same
-token most often in that text, so that they share prefixes, miss the true token, and collide (numbers, indentation) at least as often as a model's do. Times are processor
-seconds (other processes do not count), medians of interleaved rounds. ``byte_law`` and ``join`` take and give the arrays of 64 concatenated
-documents; ``align_many`` includes concatenating and cutting apart; ``one_document_ms`` is a call per document.
+token most often in that text, so that they share prefixes, miss the true token, and collide (numbers, indentation) at least as often as a
+model's do. Times are processor seconds (other processes do not count), medians of interleaved rounds. ``byte_law`` and ``join`` take and
+give the arrays of 64 concatenated documents; ``align_many`` includes concatenating and cutting apart; ``one_document_ms`` is a call per document.
 """
 
 from __future__ import annotations

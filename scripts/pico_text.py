@@ -181,6 +181,8 @@ Three specialists and a weaker target, all small Llamas with a context of 512 to
 
 {models}
 
+Minutes are wall-clock ones of one thread on a core that was shared with other work; alone, each model takes a third of that or less.
+
 Bits per byte on `text/eval.jsonl` (lower is better), which no model was trained on; all bytes counted, each document read alone:
 
 {matrix}
@@ -217,7 +219,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def readme(measured: dict[str, Any]) -> str:
     """Return the text of ``README.md`` from the content of ``measured.json``."""
-    head = ["model", "tokenizer", "vocabulary", "parameters", "MB", "tokens read", "minutes on one core"]
+    head = ["model", "tokenizer", "vocabulary", "parameters", "MB", "tokens read", "minutes"]
     models = []
     for name, m in measured["models"].items():
         millions = [f"{m['parameters'] / 1e6:.2f} M", f"{m['bytes'] / 1e6:.1f}", f"{m['trained_tokens'] / 1e6:.1f} M"]

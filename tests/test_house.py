@@ -26,6 +26,7 @@ EDGE = (
     "console",
     "results",
     "release",
+    "stages",
 )
 IMPURE = {"transformers", "datasets", "tokenizers", "pathlib", "logging", "os", "accelerate", "safetensors", "huggingface_hub"}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Int, Integer
+from jaxtyping import Float, Int, Integer
 
 from lmfuse.artefacts import Manifest, verify
 from lmfuse.errors import InputError, VerificationError
@@ -53,50 +53,51 @@ def pack_shard(
     """
     from safetensors.numpy import save
 
-    first = np.zeros(len(rows), bool)
-    offsets = np.concatenate([[0], np.cumsum(row_counts)]).astype(np.int64)
-    first[offsets[:-1][np.asarray(row_counts) > 0]] = True
-    previous = np.where(first, 0, np.concatenate([[0], rows.ends[:-1]]) if len(rows) else 0)
-    gaps, lengths = rows.starts - previous, rows.ends - rows.starts
+    counts = np.asarray(row_counts, np.int64)
+    offsets = np.cumsum(counts) - counts
+    gaps, lengths = rows.starts.astype(np.int64), rows.ends - rows.starts
+    gaps[1:] -= rows.ends[:-1]
+    first = offsets[counts > 0]  # documents begin at byte 0
+    gaps[first] = rows.starts[first]
     if len(rows) and min(gaps.min(), lengths.min()) < 0:
         raise InputError("rows overlap or run backwards", "this is a defect of the tokenizer's encoding; report it")
     gap_rows = np.flatnonzero(gaps)
     arrays = {
         "document_ids": np.frombuffer(bytes.fromhex("".join(document_ids)), np.uint8).reshape(-1, ID_BYTES),
-        "row_counts": np.asarray(row_counts, np.uint32),
+        "row_counts": counts.astype(np.uint32),
         "lengths": lengths.astype(np.min_scalar_type(int(lengths.max(initial=0)))),
         "gap_rows": gap_rows.astype(np.uint32),
         "gap_bytes": gaps[gap_rows].astype(np.uint32),
         **_split_ids("next_ids", rows.next_ids, rows.topk.vocab_size),
         **_split_ids("topk_ids", rows.topk.ids, rows.topk.vocab_size),
-        "log_probs": _rounded(np.minimum(rows.topk.log_probs, 0), precision),
-        "tail": _rounded(np.minimum(rows.topk.tail, 0), precision),
-        "nll": _rounded(np.maximum(rows.nll_nats, 0), precision),
+        "log_probs": _rounded(rows.topk.log_probs, precision),
+        "tail": _rounded(rows.topk.tail, precision),
+        "nll": -_rounded(-rows.nll_nats, precision),
     }
-    about = {
-        "version": SHARD_VERSION,
-        "k": rows.topk.k,
-        "vocab_size": rows.topk.vocab_size,
-        "precision": precision,
-        "counters": dict(counters or {}),
-    }
-    return bytes(save(arrays, metadata={"rows": json.dumps(about, sort_keys=True)}))
+    about = {"version": SHARD_VERSION, "k": rows.topk.k, "vocab_size": rows.topk.vocab_size, "precision": precision}
+    return bytes(save(arrays, metadata={"rows": json.dumps(about | {"counters": dict(counters or {})}, sort_keys=True)}))
 
 
 def _split_ids(name: str, ids: Integer[np.ndarray, "*N"], vocab_size: int) -> dict[str, np.ndarray]:
     """Return the low two bytes of ids, and the third where the vocabulary has more ids than two bytes can tell apart."""
     if vocab_size > 1 << 24:
         raise InputError(f"vocabularies of more than {1 << 24} ids are not supported, this one has {vocab_size}")
-    low = {name: (ids & 0xFFFF).astype(np.uint16)}
+    low = {name: ids.astype(np.uint16)}  # wraps around: the low bytes
     return low if vocab_size <= 1 << 16 else low | {f"{name}_high": (ids >> 16).astype(np.uint8)}
 
 
-def _rounded(values: np.ndarray, precision: Precision) -> np.ndarray:
-    if np.isnan(values).any():
-        raise InputError("a log-probability is nan", "the source's weights or its dtype are at fault: try float32")
+def _rounded(log_probs: Float[np.ndarray, "*N"], precision: Precision) -> Float[np.ndarray, "*N"]:
+    """Return log-probabilities in a precision. What rounding took above 0 is 0, and what would overflow the largest that fits; ``-inf`` stays."""
+    import torch  # rounds to half precision twenty times as fast as numpy
+
     kind = np.dtype(precision)
-    limit = np.finfo(kind).max
-    return np.where(np.isinf(values), values, np.clip(values, -limit, limit)).astype(kind)
+    lowest, highest, limit = log_probs.min(initial=0), log_probs.max(initial=-1), np.finfo(kind).max
+    if np.isnan(lowest):
+        raise InputError("a log-probability is nan", "the source's weights or its dtype are at fault: try float32")
+    if highest > 0 or lowest < -limit:
+        log_probs = np.where(np.isneginf(log_probs), log_probs, np.clip(log_probs, -limit, 0))
+    found: np.ndarray = torch.from_numpy(np.ascontiguousarray(log_probs)).to(getattr(torch, precision)).numpy()
+    return found
 
 
 class _Shard:
@@ -112,15 +113,17 @@ class _Shard:
         """Return the rows of the document that stands at an index of the shard."""
         part = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
         lengths = self.arrays["lengths"][part]
-        ends = np.cumsum(lengths, dtype=np.int64)
+        ends = lengths.cumsum(dtype=np.int64)
         gap_rows = self.arrays["gap_rows"]
         if len(gap_rows):
             low, high = np.searchsorted(gap_rows, [part.start, part.stop])
             for row, gap in zip(gap_rows[low:high], self.arrays["gap_bytes"][low:high], strict=True):
                 ends[int(row) - part.start :] += int(gap)
-        log_probs, tail, nll = (self.arrays[name][part].astype(np.float32) for name in ("log_probs", "tail", "nll"))
-        topk = TopK(self._ids("topk_ids", part), log_probs, tail, vocab_size)
-        return Rows(ends - lengths, ends, self._ids("next_ids", part), nll, topk)
+        topk = TopK(self._ids("topk_ids", part), self._floats("log_probs", part), self._floats("tail", part), vocab_size)
+        return Rows(ends - lengths, ends, self._ids("next_ids", part), self._floats("nll", part), topk)
+
+    def _floats(self, name: str, part: slice) -> Float[np.ndarray, "*N"]:
+        return self.arrays[name][part].astype(np.float32)
 
     def _ids(self, name: str, part: slice) -> Int[np.ndarray, "*N"]:
         ids = self.arrays[name][part].astype(np.int64)
@@ -232,7 +235,7 @@ class RowStore:
             return -1
         if document_id != f"{high:016x}{low:016x}":
             return -1
-        position = int(np.searchsorted(self._sorted, np.uint64(high)))
+        position = int(self._sorted.searchsorted(np.uint64(high)))
         while position < len(self._sorted) and int(self._sorted[position]) == high:
             if int(self._names[self._order[position], 1]) == low:
                 return int(self._order[position])

@@ -139,8 +139,8 @@ def test_empty_vocabularies_have_no_nodes() -> None:
 def test_tables_of_another_vocabulary_are_refused() -> None:
     source, target = Vocabulary.from_tokens([b"ab", b"c"]), Vocabulary.from_tokens([b"a"])
     nodes = prefix_nodes(source)
-    with pytest.raises(ValueError, match="2 suffix targets and 3 prefix nodes for a source vocabulary of 3 bytes"):
-        Pair(source, target, np.zeros(2, np.int32), nodes)
+    with pytest.raises(ValueError, match="2 suffix targets and 2 prefix nodes for a source vocabulary of 3 bytes"):
+        Pair(source, target, nodes[:2], nodes[:2])
     with pytest.raises(ValueError, match="1 prefixed targets for 2 source tokens"):
         Pair(source, target, nodes, nodes, prefixed_target=np.zeros(1, np.int32))
     with pytest.raises(ValueError, match="a map 3 -> 1 between vocabularies of 2 and 1 tokens"):

@@ -72,7 +72,7 @@ class Training:
     checkpoint_steps: Interval = 100
     evaluate_steps: Interval = 0
     log_steps: Count = 10
-    chunk: Count = 512
+    chunk: Count = 256
     tracker: Literal["none", "tensorboard"] = "none"
 
     @property
