@@ -183,14 +183,14 @@ Three specialists and a weaker target, all small Llamas with a context of 512 to
 
 Minutes are wall-clock ones of one thread on a core that was shared with other work; alone, each model takes a third of that or less.
 
-Bits per byte on `text/eval.jsonl` (lower is better), which no model was trained on; all bytes counted, each document read alone:
+Bits per byte on `text/eval-*.jsonl` (lower is better), which no model was trained on; all bytes counted, each document read alone:
 
 {matrix}
 
 ## Demo text
 
-`text/train.jsonl` and `text/eval.jsonl` hold windows of 300 to 1300 bytes, each at most 480 tokens under every tokenizer here. A file,
-a year of speeches, a chapter or a page of problems belongs to exactly one of: training of the pico models, `train.jsonl`, `eval.jsonl`.
+`text/train-*.jsonl` and `text/eval-*.jsonl` hold windows of 300 to 1300 bytes, each at most 480 tokens under every tokenizer here. A file,
+a year of speeches, a chapter or a page of problems belongs to exactly one of: training of the pico models, `train-*.jsonl`, `eval-*.jsonl`.
 
 - `code`: modules of {shipped}, BSD-3-Clause; their licences and copyright notices lie in `licences/`.
 - `math`: made by `scripts/pico_math.py` from seeds; Apache-2.0 like the rest of this repository.
@@ -203,7 +203,7 @@ Prose, npm packages (contents public domain, as database CC0-1.0 and PDDL-1.0):
 
 {prose}
 
-Code, pure-Python wheels by name and version (at most {cap} kB each, tests left out); sha256 in `scripts/pico_text.py`:
+Code, pure-Python wheels by name and version (about {cap} kB of each at most, tests left out); sha256 in `scripts/pico_text.py`:
 
 {code}
 

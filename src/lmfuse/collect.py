@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from lmfuse.store import SHARD_NAME, Precision, RowStore, pack_shard, read_about
 from lmfuse.types import Document, Encoding, Rows, TopK
 
 PLAN = "plan.key"  # what a half-done collection was made from; left out of the published one
+LOG2_E = math.log2(math.e)
 GROUP = 32  # ids searched together by _top_k
 ProgressCallable = Callable[[int], None]
 
@@ -168,8 +170,9 @@ def top_k_with_tail(
     """
     truth = logits.gather(1, next_ids[:, None])[:, 0]
     kept, ids = _top_k(logits, k)
-    bound = kept[:, -1:].clamp(min=torch.finfo(kept.dtype).min)  # of all the rest; where nothing is left, any finite number
-    rest = logits.scatter_(1, ids, -torch.inf).sub_(bound).exp_().sum(1).log_() + bound[:, 0]
+    bound = kept[:, -1:].clamp(min=-1e30)  # of all the rest; where nothing is left, any finite number
+    powers = torch.add(-bound * LOG2_E, logits.scatter_(1, ids, -torch.inf), alpha=LOG2_E, out=logits)
+    rest = powers.exp2_().sum(1).log_() + bound[:, 0]  # exp2 takes a fifth of the time of exp
     normaliser = torch.logaddexp(torch.logsumexp(kept, dim=1), rest)
     return ids.to(torch.int32), kept - normaliser[:, None], rest - normaliser, normaliser - truth, normaliser
 

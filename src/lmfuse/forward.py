@@ -62,8 +62,9 @@ class LogitChunk:
 def length_buckets(lengths: Int[np.ndarray, "B"], batch_tokens: int) -> list[Int[np.ndarray, "_"]]:
     """Group documents of similar length into batches of at most ``batch_tokens`` tokens, padding included; longest first.
 
-    A document that is longer than that is a batch of its own; a document of length 0 is in none. The result depends on the
-    arguments alone: equal lengths keep their order.
+    Once a batch holds an eighth of that, documents of less than three quarters of its longest go into the next one. A document that
+    is longer than ``batch_tokens`` is a batch of its own; a document of length 0 is in none. The result depends on the arguments
+    alone: equal lengths keep their order.
 
     >>> [bucket.tolist() for bucket in length_buckets(np.array([3, 9, 4, 0, 4]), batch_tokens=8)]
     [[1], [2, 4], [0]]
@@ -72,7 +73,11 @@ def length_buckets(lengths: Int[np.ndarray, "B"], batch_tokens: int) -> list[Int
     order = order[: int((lengths > 0).sum())]
     buckets, first = [], 0
     while first < len(order):
-        last = first + max(1, batch_tokens // int(lengths[order[first]]))
+        longest = int(lengths[order[first]])
+        most = first + max(1, batch_tokens // longest)
+        enough = first + max(1, batch_tokens // 8 // longest)
+        alike = int((4 * lengths[order[first:most]] >= 3 * longest).sum())
+        last = min(most, max(first + alike, enough))
         buckets.append(order[first:last])
         first = last
     return buckets

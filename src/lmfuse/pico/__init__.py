@@ -23,10 +23,10 @@ def model_folder(name: Literal["code", "math", "prose", "target"]) -> Path:
     return FOLDER / "models" / name
 
 
-def text_file(split: Literal["train", "eval"]) -> Path:
-    """Return the demo text of a split: one JSON object a line with ``domain`` and ``text``.
+def text_file(split: Literal["train", "eval"], domain: Literal["code", "math", "prose"]) -> Path:
+    """Return the demo text of a split and a domain: one JSON object a line with ``domain`` and ``text``.
 
-    >>> text_file("eval").name
-    'eval.jsonl'
+    >>> text_file("eval", "math").name
+    'eval-math.jsonl'
     """
-    return FOLDER / "text" / f"{split}.jsonl"
+    return FOLDER / "text" / f"{split}-{domain}.jsonl"
