@@ -16,7 +16,7 @@ demo: $(READY)
 	$(BIN)/lmfuse demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(READY)
 	$(BIN)/ruff check .

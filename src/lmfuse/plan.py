@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 
 from lmfuse.corpus import Corpus, prepare_corpus
 from lmfuse.errors import LmfuseError, ResourceError
+from lmfuse.memory import available_memory
 from lmfuse.models import ModelFacts, ModelSpec, inspect_model, load_tokenizer
 from lmfuse.recipe import Recipe, model_specs
 from lmfuse.workspace import cache_folder
@@ -57,16 +59,8 @@ class Plan:
 
 
 def free_memory() -> int:
-    """Return the bytes of memory that a new process can have, on Linux from /proc, elsewhere the physical memory."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    import os
-
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Return the bytes of memory that a new process can have; where the system does not say, the physical memory."""
+    return available_memory() or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def free_disk(folder: Path) -> int:

@@ -15,6 +15,7 @@ from lmfuse.collect import collect
 from lmfuse.console import Console
 from lmfuse.corpus import Corpus, prepare_corpus
 from lmfuse.evaluate.bits_per_byte import score_documents
+from lmfuse.memory import give_back
 from lmfuse.model_files import local_folder
 from lmfuse.models import LanguageModel, ModelFacts, ModelSpec, inspect_model, load_model, load_tokenizer
 from lmfuse.pairs import load_pair
@@ -189,4 +190,5 @@ class Stages:
         save_model(model, folder, dtype=self.recipe.target.dtype, source=local_folder(self.specs["target"]))
 
     def _load(self, spec: ModelSpec) -> LanguageModel:
+        give_back()  # what the model before it held
         return load_model(spec, self.device)

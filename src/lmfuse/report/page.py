@@ -50,7 +50,8 @@ def render(report: Mapping[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("lmfuse.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    macro = [found for found in report["comparisons"] if found["domain"] == "macro"]
+    trained = set(report["arms"]) - set(report["sources"])  # a source lies so far off that it would squeeze the rest
+    macro = [found for found in report["comparisons"] if found["domain"] == "macro" and found["b"] in trained]
     figures = {"arms": plots.arms_by_domain(report)}
     if macro:
         figures["intervals"] = plots.intervals(macro)
