@@ -181,7 +181,7 @@ Three specialists and a weaker target, all small Llamas with a context of 512 to
 
 {models}
 
-Minutes are wall-clock ones of one thread on a core that was shared with other work; alone, each model takes a third of that or less.
+Minutes are wall-clock ones of one thread on cores shared with other work; on an idle core a specialist takes about a quarter of an hour.
 
 Bits per byte on `text/eval-*.jsonl` (lower is better), which no model was trained on; all bytes counted, each document read alone:
 

@@ -192,7 +192,8 @@ def test_one_invalid_byte_names_line_and_offset(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("data", "kind"), [("é".encode("utf-16"), "UTF-16"), (gzip.compress(b"x", mtime=0), "gzip"), (zstandard.ZstdCompressor().compress(b"x"), "zst")]
+    ("data", "kind"),
+    [("é".encode("utf-16"), "UTF-16"), (gzip.compress(b"x", mtime=0), "gzip"), (zstandard.ZstdCompressor().compress(b"x"), "zst")],
 )
 def test_other_kinds_of_files_are_recognised(tmp_path, data, kind):
     (tmp_path / "a.txt").write_bytes(data)

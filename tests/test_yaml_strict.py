@@ -34,8 +34,9 @@ def test_deep_nesting_is_an_error_not_a_crash():
         load_yaml("[" * 5000, "r")
 
 
+PRINTABLE = st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"])
 PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False, allow_infinity=False) | st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=12),
+    st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False, allow_infinity=False) | st.text(PRINTABLE, max_size=12),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abcxyz_", min_size=1, max_size=5), inner, max_size=3),
     max_leaves=8,
 )  # fmt: skip
