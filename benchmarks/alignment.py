@@ -20,18 +20,16 @@ import argparse
 import json
 import platform
 import resource
-import statistics
 import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from benchmarks._timing import timed
 from lmfuse.align.byte_law import ByteLaw
 from lmfuse.align.first_piece import first_piece_map
 from lmfuse.align.join import Join
@@ -87,17 +85,6 @@ def plausible_rows(encodings: list[Encoding], k: int, vocab_size: int) -> list[R
     return [of(encoding) for encoding in encodings]
 
 
-def timed(jobs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Return the median processor seconds of each job, run in turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for _ in range(rounds):
-        for name, job in jobs.items():
-            begin = time.process_time()
-            job()
-            seconds[name].append(time.process_time() - begin)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 def folder_of(name: str, assets: Path) -> Path:
     """Return the folder of a tokenizer, given as one or as a name below the assets."""
     return Path(name) if Path(name).is_dir() else assets / "tokenizers" / name
@@ -139,7 +126,7 @@ def main() -> None:
         "align_many": lambda: align_many(ByteLaw(), rows, of_target, pair),
         "byte_law_by_document": lambda: [ByteLaw()(*document, pair) for document in zip(rows, of_target, strict=True)],
     }
-    seconds = timed(jobs, given.rounds)
+    seconds = timed(jobs, given.rounds, warm_up=False)
     num_tokens = sum(len(encoding.ids) for encoding in of_target)
     aligned = align_many(ByteLaw(), rows, of_target, pair)
     figures = {

@@ -18,18 +18,17 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import argparse
 import json
 import platform
-import statistics
 import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks._timing import timed
 from lmfuse.collect import collect, top_k_with_tail
 from lmfuse.forward import RowPlan, encode_all, length_buckets, row_logits
 from lmfuse.models import LanguageModel, ModelSpec, load_model
@@ -87,18 +86,6 @@ def bare_forward(model: LanguageModel, encodings: Sequence[Encoding], plan: RowP
         model.module(input_ids=ids, attention_mask=mask.long(), use_cache=False)
 
 
-def timed(jobs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return the median processor seconds of each job; jobs take turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for turn in range(rounds + 1):
-        for name, job in jobs.items():
-            begin = time.process_time()
-            job()
-            if turn:  # the first turn warms up
-                seconds[name].append(time.process_time() - begin)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path)
@@ -128,7 +115,7 @@ def main() -> None:
             ],
             "collect": lambda: collect(model, documents, Path(place) / f"rows{next(count)}", **options),
         }
-        seconds = timed(jobs, given.rounds)
+        seconds = timed(jobs, given.rounds, warm_up=True)
     padded = sum(len(bucket) * int(plan.lengths[bucket].max()) for bucket in length_buckets(plan.lengths, given.batch_tokens))
     figures = {
         "tokens": plan.num_rows,

@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein, Prefix
 from rapidfuzz.process import cdist
 
+from benchmarks._timing import timed
 from lmfuse.align.exact import exact_map, token_bytes
 from lmfuse.align.min_ed import exact_string_map, min_ed_map
 from lmfuse.align.strings import respell, space_marker
@@ -89,17 +89,6 @@ def peak_mb(job: Callable[[], Any]) -> float | None:
     return round((peak - resident) / 1024, 1)
 
 
-def timed(jobs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Return the median seconds of each job, run in turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for _ in range(rounds):
-        for name, job in jobs.items():
-            begin = time.perf_counter()
-            job()
-            seconds[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 def main() -> None:
     """Print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -115,7 +104,10 @@ def main() -> None:
     for on in ("bytes", "strings"):
         peak = peak_mb(lambda on=on: min_ed_map(source, target, on=on))
         seconds = timed(
-            {"ours": lambda on=on: min_ed_map(source, target, on=on), "cdist": lambda on=on: plain(source, target, on)}, given.rounds
+            {"ours": lambda on=on: min_ed_map(source, target, on=on), "cdist": lambda on=on: plain(source, target, on)},
+            given.rounds,
+            warm_up=False,
+            clock=time.perf_counter,
         )
         ours = min_ed_map(source, target, on=on).single()
         agreeing = judged(source, target, ours) if on == "bytes" else int((plain(source, target, on) == ours).sum())

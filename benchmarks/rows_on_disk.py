@@ -14,17 +14,16 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from benchmarks._timing import timed
 from lmfuse.artefacts import publish
 from lmfuse.store import SHARD_NAME, RowStore, pack_shard
 from lmfuse.types import Document, Rows, TopK
@@ -94,18 +93,6 @@ def read_as_arrays(table: pa.Table, index: int, k: int) -> object:
     return flat[0].flatten().to_numpy().reshape(-1, k), flat[1].flatten().to_numpy().reshape(-1, k), flat[2].to_numpy()
 
 
-def timed(jobs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return the median processor seconds of each job; jobs take turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for turn in range(rounds + 1):
-        for name, job in jobs.items():
-            begin = time.process_time()
-            job()
-            if turn:  # the first turn warms up
-                seconds[name].append(time.process_time() - begin)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 def measure(place: Path, vocab_size: int, given: argparse.Namespace) -> dict[str, float]:
     rows, counts = synthetic_rows(given.documents, given.tokens, given.k, vocab_size)
     names = [Document.plain(str(i)).id for i in range(given.documents)]
@@ -115,7 +102,7 @@ def measure(place: Path, vocab_size: int, given: argparse.Namespace) -> dict[str
         "arrow_lists": lambda: write_arrow(place / "lists.arrow", arrow_from_lists(rows, counts)),
         "arrow_arrays": lambda: write_arrow(place / "arrays.arrow", arrow_from_arrays(rows, counts)),
     }
-    written = timed(write, given.rounds)
+    written = timed(write, given.rounds, warm_up=True)
     store = RowStore.open(place / "store0")
     table = pa.ipc.open_file(pa.memory_map(str(place / "lists.arrow"))).read_all()
     order = np.random.default_rng(1).permutation(given.documents)[: given.reads].tolist()
@@ -124,7 +111,7 @@ def measure(place: Path, vocab_size: int, given: argparse.Namespace) -> dict[str
         "arrow_lists": lambda: [read_as_lists(table, i) for i in order],
         "arrow_arrays": lambda: [read_as_arrays(table, i, given.k) for i in order],
     }
-    seen = timed(read, given.rounds)
+    seen = timed(read, given.rounds, warm_up=True)
     tokens, read_tokens = len(rows), int(counts[order].sum())
     size = {"store": sum(p.stat().st_size for p in (place / "store0").iterdir()), "arrow": (place / "lists.arrow").stat().st_size}
     return {

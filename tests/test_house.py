@@ -27,6 +27,7 @@ EDGE = (
     "results",
     "release",
     "stages",
+    "inputs",
 )
 IMPURE = {"transformers", "datasets", "tokenizers", "pathlib", "logging", "os", "accelerate", "safetensors", "huggingface_hub"}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -9,21 +9,11 @@ import torch
 
 from lmfuse import model_facts
 from lmfuse.models import ModelSpec, inspect_model, load_model
-from tests.fakes import byte_bpe, save_model
+from tests.fakes import byte_bpe
 from tests.model_folders import edit_config, edit_weights, float32
 
 torch.set_num_threads(1)
 SIZE = byte_bpe().get_vocab_size()
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    return save_model(tmp_path_factory.mktemp("models") / "whole", byte_bpe())
-
-
-@pytest.fixture
-def folder(whole, tmp_path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "model"))
 
 
 def test_facts_by_hand(folder):

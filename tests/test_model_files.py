@@ -1,7 +1,6 @@
 """Bad folders: each is refused in one line, and before any weight is read."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from lmfuse import models
 from lmfuse.errors import ModelError
 from lmfuse.model_files import local_folder
 from lmfuse.models import ModelSpec, inspect_model, load_model
-from tests.fakes import byte_bpe, save_model
 from tests.model_folders import (
     cut,
     duplicate,
@@ -25,16 +23,6 @@ from tests.model_folders import (
 )
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    return save_model(tmp_path_factory.mktemp("models") / "whole", byte_bpe())
-
-
-@pytest.fixture
-def folder(whole, tmp_path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "model"))
 
 
 UNREAD = [  # must be refused by inspect_model already, before any weight is read

@@ -1,7 +1,6 @@
 """Models: loaded whole or refused in one line; hidden states and head give the model's own logits."""
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -17,16 +16,6 @@ from tests.model_folders import edit_config, edit_weights, float32, poison, shar
 torch.set_num_threads(1)
 SIZE = byte_bpe().get_vocab_size()
 SENTENCE = Document.plain("the dog sleeps on. 12 + 7 = 19")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    return save_model(tmp_path_factory.mktemp("models") / "whole", byte_bpe())
-
-
-@pytest.fixture
-def folder(whole, tmp_path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "model"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -47,9 +47,11 @@ def _main(version: Annotated[bool, typer.Option("--version", callback=_version, 
 def plan(recipe: RecipeArgument, cache: CacheOption = None) -> None:
     """Check everything that can be checked before any weight is read; say what the run will need."""
     from lmfuse import plan as planning
+    from lmfuse.inputs import Inputs
     from lmfuse.recipe import load_recipe
+    from lmfuse.workspace import cache_folder
 
-    planning.show(planning.make_plan(load_recipe(recipe), recipe.parent, cache))
+    planning.show(planning.make_plan(Inputs(load_recipe(recipe), recipe.parent, cache_folder(cache))))
 
 
 @app.command()

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from lmfuse.align.exact import token_bytes
 from lmfuse.bytes import ByteTokenizer
 from lmfuse.models import ModelSpec, load_tokenizer
 from lmfuse.text import TextSpec, read_documents
-from lmfuse.types import Document
+from lmfuse.types import Document, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,19 @@ def fit(target: ByteTokenizer, source: ByteTokenizer, documents: Sequence[Docume
         masked[0] += t.masked_bytes
         masked[1] += s.masked_bytes
         num_bytes += len(document.trained_bytes)
-    mine, others = ({v.bytes_of(i) for i in range(v.size)} - {b""} for v in (target.vocabulary, source.vocabulary))
     n = max(int(counts[0]), 1)
     return Fit(len(documents), num_bytes, int(counts[0]), int(counts[1]), counts[2] / n, counts[3] / n, counts[4] / n,
-               len(mine & others) / max(len(mine), 1), (masked[0], masked[1]), (target.lossy, source.lossy))  # fmt: skip
+               shared_vocabulary(target.vocabulary, source.vocabulary), (masked[0], masked[1]), (target.lossy, source.lossy))  # fmt: skip
+
+
+def shared_vocabulary(target: Vocabulary, source: Vocabulary) -> float:
+    """Return the share of the target's byte strings that are tokens of the source, too.
+
+    >>> shared_vocabulary(Vocabulary.from_tokens([b"", b"a", b"b"]), Vocabulary.from_tokens([b"b", b"c"]))
+    0.5
+    """
+    ours, theirs = (set(token_bytes(vocabulary)) - {b""} for vocabulary in (target, source))
+    return len(ours & theirs) / max(len(ours), 1)
 
 
 def _inside(at: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:

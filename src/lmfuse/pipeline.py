@@ -17,6 +17,7 @@ from lmfuse.artefacts import content_key, write_atomic
 from lmfuse.console import Console
 from lmfuse.errors import InputError, did_you_mean
 from lmfuse.evaluate.paired import macro_bits_per_byte
+from lmfuse.inputs import Inputs
 from lmfuse.plan import Plan, make_plan
 from lmfuse.recipe import Arm, Recipe, load_recipe
 from lmfuse.release import comparisons_of_interest, release, tell
@@ -31,8 +32,10 @@ class Pipeline:
     """One run of one recipe."""
 
     def __init__(self, recipe: Recipe, base: Path, space: Workspace, console: Console) -> None:
-        self.recipe, self.base, self.space, self.console = recipe, base, space, console
-        self.stages = Stages(recipe, base, space, console)
+        self.recipe, self.space, self.console = recipe, space, console
+        self.inputs = Inputs(recipe, base, space.cache)
+        self.stages = Stages(self.inputs, space, console)
+        self.counters: dict[str, int | float] = {}
         self.arms = {arm.name: arm for arm in recipe.resolved_arms}
         self.sources = [source.label for source in recipe.sources]
         self.tried_rates: dict[float, float] = {}
@@ -56,19 +59,20 @@ class Pipeline:
         Raises:
             LmfuseError: the plan's first problem, before anything costs; later whatever a stage meets.
         """
-        planned = make_plan(self.recipe, self.base, self.space.cache)
+        planned = make_plan(self.inputs)
         write_atomic(self.space.run / "plan.json", json.dumps(planned.to_json(), indent=1).encode())
         if planned.problems:
             raise planned.problems[0]
         self.space.claim(self.recipe)
+        self.space.event("corpus", **planned.documents)
         results = RunResults()
-        for label in self.stages.specs:
+        for label in self.inputs.specs:
             results.scores[label] = self._given_scores(label, "evaluation")
         for arm in self.arms.values():
             results.scores[arm.name] = self._arm_scores(arm, "evaluation")
         result = self.job(self.arms[self.recipe.result], self.recipe.seeds[0])
         results.sources, counted = self.stages.survey(result)
-        results.counters = self.stages.counters | counted
+        results.counters = dict(self.inputs.corpus.counters) | self.counters | counted
         results.run = self._describe(planned)
         pairs = comparisons_of_interest(list(self.arms), self.sources, self.recipe.result)
         report = results.report(pairs, samples=self.recipe.evaluate.bootstrap_samples, seed=self.recipe.evaluate.seed)
@@ -82,8 +86,8 @@ class Pipeline:
         Raises:
             InputError: the recipe has no such model.
         """
-        if source is not None and source not in self.stages.specs:
-            raise InputError(f"source: {did_you_mean(source, self.stages.specs)}", hint="name one of the recipe's sources, or `target`")
+        if source is not None and source not in self.inputs.specs:
+            raise InputError(f"source: {did_you_mean(source, self.inputs.specs)}", hint="name one of the recipe's sources, or `target`")
         for label in [source] if source else self.sources:
             store = self.stages.rows(label)
             self.console.say(f"{label}: {len(store):,} documents in {store.folder}")
@@ -124,7 +128,7 @@ class Pipeline:
         self.console.say(f"plain training on held-out text, bits per byte by learning rate: {shown}; using {best:g}")
         if best in (min(rates), max(rates)):
             self.console.warn(f"the best learning rate {best:g} lies at the edge of those tried")
-            self.stages.counters["learning_rate_at_edge"] = 1
+            self.counters["learning_rate_at_edge"] = 1
         return best
 
     @cached_property
@@ -151,7 +155,7 @@ class Pipeline:
                 "no source is better than the plainly trained target on held-out text in any domain: there is nothing to fuse",
                 hint="choose other sources or other text, or set `sources_used: all` to fuse all the same",
             )
-        self.stages.counters["sources_left_out"] = len(self.sources) - len(chosen)
+        self.counters["sources_left_out"] = len(self.sources) - len(chosen)
         return chosen
 
     @cached_property
@@ -162,7 +166,7 @@ class Pipeline:
     # ── measured values ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _given_scores(self, label: str, split: str) -> list[DocumentScore]:
-        return self.stages.scores(label, self.stages.specs[label], self.stages.facts[label].key, split)
+        return self.stages.scores(label, self.inputs.specs[label], self.inputs.facts(label).key, split)
 
     def _held_out_nats(self, label: str) -> dict[str, float]:
         return nats_per_byte_by_domain(self._given_scores(label, "held_out"))
@@ -178,7 +182,7 @@ class Pipeline:
         """Return what a reader of report.json needs to judge and to repeat the run; nothing that differs between two equal runs."""
         models = [
             {"name": m.label, "architecture": m.architecture, "parameters": m.parameters, "vocabulary": m.vocab_size, "tokenizer": m.tokenizer,
-             "licence": m.licence, "key": self.stages.facts[m.label].key}
+             "licence": m.licence, "key": self.inputs.facts(m.label).key}
             for m in planned.models
         ]  # fmt: skip
         first = self.recipe.seeds[0]
@@ -187,6 +191,6 @@ class Pipeline:
             "target": models[0] | {"name": self.recipe.target.label}, "sources": models[1:], "windows": planned.documents, "notes": list(planned.notes),
             "learning_rate": self.learning_rate, "learning_rates_tried": {f"{rate:g}": value for rate, value in self.tried_rates.items()},
             "seeds": list(self.recipe.seeds), "verdicts": self.verdicts,
-            "held_out_nats_per_byte": {label: self._held_out_nats(label) for label in self.stages.specs} | {"clm": self.clm_held_out_nats},
+            "held_out_nats_per_byte": {label: self._held_out_nats(label) for label in self.inputs.specs} | {"clm": self.clm_held_out_nats},
             "curves": {name: self.stages.trained(self.job(arm, first)).curve for name, arm in self.arms.items()},
         }  # fmt: skip

@@ -10,16 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lmfuse.corpus import Corpus, prepare_corpus
+from lmfuse.corpus import Corpus
+from lmfuse.doctor import shared_vocabulary
 from lmfuse.errors import LmfuseError, ResourceError
+from lmfuse.inputs import Inputs
 from lmfuse.memory import available_memory
-from lmfuse.models import ModelFacts, ModelSpec, inspect_model, load_tokenizer
-from lmfuse.recipe import Recipe, model_specs
-from lmfuse.workspace import cache_folder
+from lmfuse.recipe import Recipe
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TRAINING_BYTES_PER_WEIGHT = 16  # float32 weight, gradient and two moments
-ACTIVATION_FLOATS = 6  # kept per token and square root of the weights, by a transformer without checkpointing; a rough upper bound
+ACTIVATION_FLOATS = 40  # kept per token, layer and hidden unit by a transformer without checkpointing; a rough upper bound
 GIB = 2**30
 
 
@@ -81,54 +81,37 @@ class _Problems(list[LmfuseError]):
             return None
 
 
-def make_plan(recipe: Recipe, base: Path, cache: Path | None = None) -> Plan:
+def make_plan(inputs: Inputs) -> Plan:
     """Check a recipe's models, tokenizers and text, and add up what a run of it needs."""
-    specs = model_specs(recipe, base)
     problems = _Problems()
-    facts = {label: problems.attempt(partial(inspect_model, spec)) for label, spec in specs.items()}
-    tokenizers = {label: problems.attempt(partial(load_tokenizer, spec)) for label, spec in specs.items()}
-    corpus = None
+    for label in inputs.specs:
+        problems.attempt(partial(inputs.facts, label))
+        problems.attempt(partial(inputs.tokenizer, label))
     if not problems:
-        contexts = [facts[label].context for label in specs]
-        corpus = problems.attempt(lambda: prepare_corpus(recipe.text, base, list(tokenizers.values()), contexts))
-    if corpus is None:
-        return Plan((), {}, 0, free_disk(cache_folder(cache)), 0, free_memory(), (), tuple(problems))
-    needs = tuple(_model_needs(label, specs[label], facts[label], tokenizers, corpus) for label in specs)
-    return _judge(recipe, needs, facts, corpus, problems, cache_folder(cache))
+        problems.attempt(lambda: inputs.corpus)
+    if problems:
+        return Plan((), {}, 0, free_disk(inputs.cache), 0, free_memory(), (), tuple(problems))
+    return _judge(inputs, tuple(_model_needs(label, inputs) for label in inputs.specs))
 
 
-def _model_needs(label: str, spec: ModelSpec, facts: ModelFacts, tokenizers: dict[str, Any], corpus: Corpus) -> ModelNeeds:
-    tokenizer, target = tokenizers[label], tokenizers["target"]
-    mine = {tokenizer.vocabulary.bytes_of(i) for i in range(tokenizer.vocabulary.size)} - {b""}
-    theirs = {target.vocabulary.bytes_of(i) for i in range(target.vocabulary.size)} - {b""}
+def _model_needs(label: str, inputs: Inputs) -> ModelNeeds:
+    facts, tokenizer = inputs.facts(label), inputs.tokenizer(label)
     return ModelNeeds(
-        label, facts.architecture, facts.parameters, facts.context, tokenizer.vocabulary.size, facts.licence,
-        tokenizer.lossy or "exact", len(mine & theirs) / max(len(theirs), 1),
-        sum(len(tokenizer.encode(document).ids) for document in corpus.splits["train"]), facts.parameters * BYTES[spec.dtype],
+        label, facts.architecture, facts.parameters, facts.context, tokenizer.vocabulary.size, facts.licence, tokenizer.lossy or "exact",
+        shared_vocabulary(inputs.tokenizer("target").vocabulary, tokenizer.vocabulary),
+        sum(len(encoding.ids) for encoding in tokenizer.encode_many(inputs.corpus.splits["train"])),
+        facts.parameters * BYTES[inputs.specs[label].dtype],
     )  # fmt: skip
 
 
-def _judge(recipe: Recipe, needs: tuple[ModelNeeds, ...], facts: dict[str, Any], corpus: Corpus, problems: _Problems, cache: Path) -> Plan:
-    target = needs[0]
-    row_bytes = {model.label: recipe.rows.k * (4 if model.vocab_size <= 65536 else 6) + 10 for model in needs}
-    collected = [model for model in needs if model.label != "target" or _target_rows_wanted(recipe)]
-    runs = (len(recipe.resolved_arms) + max(len(recipe.learning_rates) - 1, 0)) * len(recipe.seeds)
-    checkpoint = target.parameters * 12 * 2
-    disk = sum(model.train_tokens * row_bytes[model.label] for model in collected) + runs * target.memory_bytes + checkpoint
-    step_tokens = recipe.train.batch_documents * recipe.text.window_tokens
-    activations = (
-        step_tokens
-        * int(ACTIVATION_FLOATS * target.parameters**0.5 * 30)
-        * BYTES[recipe.train.precision]
-        // (10 if recipe.train.gradient_checkpointing else 1)
-    )
-    training = target.parameters * TRAINING_BYTES_PER_WEIGHT + activations
-    memory = max(training, *(model.memory_bytes + recipe.rows.batch_tokens * 4 * 4096 for model in needs))
-    free, room = free_disk(cache), free_memory()
+def _judge(inputs: Inputs, needs: tuple[ModelNeeds, ...]) -> Plan:
+    recipe, corpus, problems = inputs.recipe, inputs.corpus, _Problems()
+    disk, memory = _disk_needed(recipe, needs), _memory_needed(inputs, needs)
+    free, room = free_disk(inputs.cache), free_memory()
     if disk > free:
         problems.append(
             ResourceError(
-                f"the run needs about {disk / GIB:.1f} GiB of disk in {cache}, {free / GIB:.1f} GiB are free",
+                f"the run needs about {disk / GIB:.1f} GiB of disk in {inputs.cache}, {free / GIB:.1f} GiB are free",
                 hint="lower rows.k, use fewer arms or seeds, or name another --cache",
             )
         )
@@ -141,6 +124,24 @@ def _judge(recipe: Recipe, needs: tuple[ModelNeeds, ...], facts: dict[str, Any],
         )
     documents = {split: len(windows) for split, windows in corpus.splits.items()}
     return Plan(needs, documents, disk, free, memory, room, tuple(_notes(needs, corpus)), tuple(problems))
+
+
+def _disk_needed(recipe: Recipe, needs: tuple[ModelNeeds, ...]) -> int:
+    """Return the bytes of all rows, all trained models and the two checkpoints that exist at a time."""
+    target = needs[0]
+    row_bytes = {model.label: recipe.rows.k * (4 if model.vocab_size <= 65536 else 6) + 10 for model in needs}
+    rows = sum(m.train_tokens * row_bytes[m.label] for m in needs if m.label != "target" or _target_rows_wanted(recipe))
+    runs = (len(recipe.resolved_arms) + max(len(recipe.learning_rates) - 1, 0)) * len(recipe.seeds)
+    return rows + runs * target.memory_bytes + target.parameters * 12 * 2
+
+
+def _memory_needed(inputs: Inputs, needs: tuple[ModelNeeds, ...]) -> int:
+    """Return the bytes of the hungriest stage: training the target, or reading with the largest model."""
+    settings, facts = inputs.recipe.train, inputs.facts("target")
+    step_tokens = settings.batch_documents * inputs.recipe.text.window_tokens
+    kept = ACTIVATION_FLOATS * facts.hidden_size * (1 if settings.gradient_checkpointing else facts.num_layers)
+    training = facts.parameters * TRAINING_BYTES_PER_WEIGHT + step_tokens * kept * BYTES[settings.precision]
+    return max(training, *(model.memory_bytes + inputs.recipe.rows.batch_tokens * 4 * 4096 for model in needs))
 
 
 def _target_rows_wanted(recipe: Recipe) -> bool:

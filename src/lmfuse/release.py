@@ -28,6 +28,13 @@ def comparisons_of_interest(arms: list[str], sources: list[str], result: str) ->
     return pairs + ([("clm", "target")] if result != "clm" else [])
 
 
+def results_table(report: Mapping[str, Any]) -> list[str]:
+    """Return the lines of a Markdown table: bits per byte by arm and domain."""
+    domains = [*report["domains"], "macro"]
+    lines = ["| arm | " + " | ".join(domains) + " |", "|---" * (len(domains) + 1) + "|"]
+    return lines + ["| " + " | ".join([arm, *(f"{values[d]:.4f}" for d in domains)]) + " |" for arm, values in report["arms"].items()]
+
+
 def model_card(report: Mapping[str, Any], recipe_yaml: str) -> str:
     """Return README.md of a fused model: what it is made of, under which licences, what was measured, and how to make it again."""
     run = report["run"]
@@ -40,14 +47,7 @@ def model_card(report: Mapping[str, Any], recipe_yaml: str) -> str:
     ]
     lines += ["", f"Licences of what it was made from: {', '.join(licences)}. All of them bind whoever uses or shares this model.", ""]
     lines += ["## Measured", "", *(f"- {line['text']}" for line in headline(report)), ""]
-    domains = [*report["domains"], "macro"]
-    lines += [
-        "Bits per byte on evaluation text, lower is better:",
-        "",
-        "| arm | " + " | ".join(domains) + " |",
-        "|---" * (len(domains) + 1) + "|",
-    ]
-    lines += ["| " + " | ".join([arm, *(f"{values[d]:.4f}" for d in domains)]) + " |" for arm, values in report["arms"].items()]
+    lines += ["Bits per byte on evaluation text, lower is better:", "", *results_table(report)]
     return "\n".join([*lines, "", "## Recipe", "", "```yaml", recipe_yaml.rstrip(), "```", ""])
 
 

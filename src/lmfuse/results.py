@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lmfuse.artefacts import write_atomic
 from lmfuse.errors import VerificationError
-from lmfuse.evaluate.bits_per_byte import bits_per_byte
-from lmfuse.evaluate.paired import macro_bits_per_byte, paired_bootstrap
+from lmfuse.evaluate.paired import bits_per_byte_by_domain, macro_bits_per_byte, paired_bootstrap
 from lmfuse.types import DocumentScore
 
 REPORT_SCHEMA = 1
@@ -37,17 +35,9 @@ def read_scores(path: Path) -> list[DocumentScore]:
         raise VerificationError(f"{path}: not a file of document scores", hint="delete it; the next run measures again") from None
 
 
-def by_domain(scores: Iterable[DocumentScore]) -> dict[str, list[DocumentScore]]:
-    """Group scores by domain, domains sorted."""
-    groups: dict[str, list[DocumentScore]] = defaultdict(list)
-    for score in scores:
-        groups[score.domain].append(score)
-    return dict(sorted(groups.items()))
-
-
-def nats_per_byte_by_domain(scores: Iterable[DocumentScore]) -> dict[str, float]:
+def nats_per_byte_by_domain(scores: Sequence[DocumentScore]) -> dict[str, float]:
     """Return cross-entropy in nats per byte for each domain."""
-    return {domain: bits_per_byte(group) * math.log(2) for domain, group in by_domain(scores).items()}
+    return {domain: bits * math.log(2) for domain, bits in bits_per_byte_by_domain(scores).items()}
 
 
 def mean_over_seeds(runs: Sequence[Sequence[DocumentScore]]) -> list[DocumentScore]:
@@ -73,10 +63,7 @@ class RunResults:
     def report(self, comparisons: Sequence[tuple[str, str]], *, samples: int, seed: int) -> dict[str, Any]:
         """Return ``report.json``: bits per byte by arm and domain, and paired intervals (a minus b; below zero, a is better)."""
         domains = sorted({score.domain for scores in self.scores.values() for score in scores})
-        arms = {
-            arm: {d: bits_per_byte(group) for d, group in by_domain(scores).items()} | {"macro": macro_bits_per_byte(scores)}
-            for arm, scores in self.scores.items()
-        }
+        arms = {arm: bits_per_byte_by_domain(scores) | {"macro": macro_bits_per_byte(scores)} for arm, scores in self.scores.items()}
         return {
             "schema": REPORT_SCHEMA,
             "metric": "bits_per_byte",

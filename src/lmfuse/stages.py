@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lmfuse.artefacts import content_key, is_complete, publish, read_manifest, write_atomic
-from lmfuse.bytes import ByteTokenizer
 from lmfuse.collect import collect
 from lmfuse.console import Console
-from lmfuse.corpus import Corpus, prepare_corpus
+from lmfuse.corpus import Corpus
 from lmfuse.evaluate.bits_per_byte import score_documents
+from lmfuse.inputs import Inputs
 from lmfuse.memory import give_back
 from lmfuse.model_files import local_folder
-from lmfuse.models import LanguageModel, ModelFacts, ModelSpec, inspect_model, load_model, load_tokenizer
+from lmfuse.models import LanguageModel, ModelSpec, load_model
 from lmfuse.pairs import load_pair
-from lmfuse.recipe import Arm, Recipe, model_specs
+from lmfuse.recipe import Arm
 from lmfuse.results import read_scores, write_scores
 from lmfuse.store import RowStore
 from lmfuse.teacher import RowTeacher, SourceRows, survey
@@ -66,30 +65,19 @@ def pick_device(wanted: str) -> str:
 class Stages:
     """What a recipe's models and text can be turned into. Nothing here decides anything."""
 
-    def __init__(self, recipe: Recipe, base: Path, space: Workspace, console: Console) -> None:
-        self.recipe, self.base, self.space, self.console = recipe, base, space, console
-        self.device = pick_device(recipe.device)
-        self.specs = model_specs(recipe, base)
-        self.counters: dict[str, int | float] = {}
+    def __init__(self, inputs: Inputs, space: Workspace, console: Console) -> None:
+        self.inputs, self.recipe, self.space, self.console = inputs, inputs.recipe, space, console
+        self.device = pick_device(self.recipe.device)
 
-    @cached_property
-    def facts(self) -> dict[str, ModelFacts]:
-        """Return what is known of each model without reading its weights."""
-        return {label: inspect_model(spec, self.space.cache) for label, spec in self.specs.items()}
+    @property
+    def specs(self) -> Mapping[str, ModelSpec]:
+        """Return the given models by label, the target first."""
+        return self.inputs.specs
 
-    @cached_property
-    def tokenizers(self) -> dict[str, ByteTokenizer]:
-        """Return each model's tokenizer."""
-        return {label: load_tokenizer(spec) for label, spec in self.specs.items()}
-
-    @cached_property
+    @property
     def corpus(self) -> Corpus:
         """Return the windows of all splits."""
-        contexts = [facts.context for facts in self.facts.values()]
-        corpus = prepare_corpus(self.recipe.text, self.base, list(self.tokenizers.values()), contexts)
-        self.counters |= corpus.counters
-        self.space.event("corpus", **{split: len(documents) for split, documents in corpus.splits.items()})
-        return corpus
+        return self.inputs.corpus
 
     def scores(self, name: str, spec: ModelSpec, key: str, split: str) -> list[DocumentScore]:
         """Measure one model on one split: negative log-likelihood and bytes of each document."""
@@ -106,7 +94,15 @@ class Stages:
     def rows_folder(self, label: str) -> Path:
         """Return where a model's rows over the training windows are, collected or not."""
         spec, settings = self.specs[label], self.recipe.rows.model_dump()
-        identity = [ARTEFACT_VERSION, "rows", self.facts[label].key, spec.dtype, spec.document_start, self.corpus.key("train"), settings]
+        identity = [
+            ARTEFACT_VERSION,
+            "rows",
+            self.inputs.facts(label).key,
+            spec.dtype,
+            spec.document_start,
+            self.corpus.key("train"),
+            settings,
+        ]
         return self.space.artefact("rows", content_key(identity))
 
     def rows(self, label: str) -> RowStore:
@@ -127,10 +123,13 @@ class Stages:
         """Return who teaches in a job; None for plain continued training."""
         if not job.teachers:
             return None
-        target, held_out = self.tokenizers["target"], job.held_out or {}
+        target, held_out = self.inputs.tokenizer("target"), job.held_out or {}
         sources = tuple(
             SourceRows(
-                label, self.rows(label), load_pair(self.tokenizers[label], target, self.space.cache, job.arm.align), held_out.get(label, {})
+                label,
+                self.rows(label),
+                load_pair(self.inputs.tokenizer(label), target, self.space.cache, job.arm.align),
+                held_out.get(label, {}),
             )
             for label in job.teachers
         )
@@ -138,13 +137,16 @@ class Stages:
 
     def survey(self, job: Job) -> tuple[dict[str, Any], dict[str, int]]:
         """Count what each teacher of a job contributes to the training text."""
-        path = self.space.artefact("results", content_key([ARTEFACT_VERSION, "survey", self._teaching(job)]) + ".json")
-        teacher = None if path.exists() else self.teacher(job)
-        if teacher is not None:
-            found, counted = survey(teacher, self.corpus.splits["train"], self.tokenizers["target"])
+        teacher_key = content_key([ARTEFACT_VERSION, "survey", self._teaching(job)])
+        path = self.space.artefact("results", teacher_key + ".json")
+        if not path.exists():
+            teacher = self.teacher(job)
+            if teacher is None:
+                return {}, {}
+            found, counted = survey(teacher, self.corpus.splits["train"], self.inputs.tokenizer("target"))
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, json.dumps([{name: asdict(source) for name, source in found.items()}, counted]).encode())
-        sources, counters = json.loads(path.read_text(encoding="utf-8")) if job.teachers else ({}, {})
+        sources, counters = json.loads(path.read_text(encoding="utf-8"))
         return sources, counters
 
     def trained(self, job: Job) -> TrainedModel:
@@ -166,7 +168,7 @@ class Stages:
                     self._train(job, settings, publication.path)
                 publication.drop("checkpoints", "tracker")
                 publication.provenance |= {
-                    "arm": arm.name, "learning_rate": job.learning_rate, "seed": job.seed, "target": self.facts["target"].key,
+                    "arm": arm.name, "learning_rate": job.learning_rate, "seed": job.seed, "target": self.inputs.facts("target").key,
                     "rows": {label: self.rows_folder(label).name for label in job.teachers},
                 }  # fmt: skip
         return TrainedModel(folder, replace(target, model=str(folder), revision=None, name=arm.name))
@@ -175,7 +177,7 @@ class Stages:
         """Return what decides over a job's teacher rows: part of every key that depends on them."""
         rows = {label: self.rows_folder(label).name for label in job.teachers}
         methods = [job.arm.align, job.arm.fuse, job.held_out, job.to_beat] if rows else None
-        return [self.facts["target"].key, self.recipe.target.document_start, self.corpus.key("train"), list(rows.items()), methods]
+        return [self.inputs.facts("target").key, self.recipe.target.document_start, self.corpus.key("train"), list(rows.items()), methods]
 
     def _train(self, job: Job, settings: Training, folder: Path) -> None:
         documents, arm, teacher = self.corpus.splits["train"], job.arm, self.teacher(job)

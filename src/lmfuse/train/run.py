@@ -18,6 +18,7 @@ from accelerate.utils import is_tensorboard_available
 
 from lmfuse.artefacts import content_key, write_atomic
 from lmfuse.errors import InputError, ModelError, ResourceError
+from lmfuse.memory import is_out_of_memory
 from lmfuse.models import LanguageModel
 from lmfuse.train.checkpoint import load_checkpoint, save_checkpoint
 from lmfuse.train.log import EvaluationLine, Recorder, StepSums, TrainingLog
@@ -194,7 +195,7 @@ def memory_is_a_resource() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
+        if not isinstance(error, torch.OutOfMemoryError) and not is_out_of_memory(error):
             raise
         what = next(iter(str(error).splitlines()), "no details")
         raise ResourceError(
