@@ -19,12 +19,13 @@ from lmfuse.align.join import Join
 from lmfuse.errors import InputError, did_you_mean
 from lmfuse.fuse.avg_ce import AvgCE
 from lmfuse.fuse.min_ce import MinCE
+from lmfuse.fuse.posterior import Posterior
 from lmfuse.fuse.uniform import Uniform
 from lmfuse.losses.cross_entropy import CrossEntropy
 from lmfuse.losses.kl import KL
 
 AlignMethod = Annotated[ByteLaw | Join | Dtw, Field(discriminator="name")]
-FuseMethod = Annotated[MinCE | AvgCE | Uniform, Field(discriminator="name")]
+FuseMethod = Annotated[MinCE | AvgCE | Uniform | Posterior, Field(discriminator="name")]
 LossMethod = Annotated[KL | CrossEntropy, Field(discriminator="name")]
 
 

@@ -48,7 +48,7 @@ def take(alignments: Sequence[Alignment], winner: Integer[np.ndarray, "T"]) -> F
     return Fused(topk, winner >= 0, winner)
 
 
-def blend(alignments: Sequence[Alignment], weights: Float[np.ndarray, "S"], k: int | None = None) -> Fused:
+def blend(alignments: Sequence[Alignment], weights: Float[np.ndarray, "S"] | Float[np.ndarray, "S T"], k: int | None = None) -> Fused:
     """Return the weighted mean of the sources' distributions, token by token.
 
     At each token the weights are renormalised over the sources that have a row there; a token at which they sum to 0 is not
@@ -57,10 +57,11 @@ def blend(alignments: Sequence[Alignment], weights: Float[np.ndarray, "S"], k: i
 
     Args:
         alignments: one per source.
-        weights: not negative; any scale.
+        weights: not negative; any scale; one per source, or one per source and token.
         k: candidates kept per token, largest first; the others' probability goes to the tail. None keeps all.
     """
-    share = np.asarray(weights, np.float64)[:, None] * np.stack([each.taught for each in alignments])
+    by_token = np.asarray(weights, np.float64).reshape(len(alignments), -1)
+    share = by_token * np.stack([each.taught for each in alignments])
     total = share.sum(0)
     taught = total > 0
     share = np.where(taught, share / np.where(taught, total, 1.0), 0.0)
