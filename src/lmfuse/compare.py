@@ -8,11 +8,11 @@ from pathlib import Path
 
 from lmfuse.errors import InputError
 from lmfuse.evaluate.bits_per_byte import score_documents
-from lmfuse.evaluate.paired import Comparison, bits_per_byte_by_domain, macro_bits_per_byte, paired_bootstrap
+from lmfuse.evaluate.paired import Comparison, bits_per_byte_by_domain, by_unit, macro_bits_per_byte, paired_bootstrap
 from lmfuse.models import ModelSpec, inspect_model, load_model, load_tokenizer
 from lmfuse.text import TextSpec, read_documents
 from lmfuse.types import DocumentScore
-from lmfuse.windows import fit_windows
+from lmfuse.windows import fit_windows, origin_of
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,10 @@ def compare(models: Sequence[str], files: Sequence[Path], field: str, limit: int
         for document in read_documents(TextSpec(domain=file.stem, path=str(file.absolute()), text=field, limit=limit), Path())
     ]
     windows = fit_windows(documents, tokenizers, contexts).documents
+    unit_of = {window.id: origin_of(window) for window in windows}
     scores: dict[str, Sequence[DocumentScore]] = {}
     for spec in specs:
-        scores[spec.model] = score_documents(load_model(spec), windows, batch_tokens=8192)
+        scores[spec.model] = by_unit(score_documents(load_model(spec), windows, batch_tokens=8192), unit_of)
     first = models[0]
     return Table(scores, {model: paired_bootstrap(scores[model], scores[first], domain=None) for model in models[1:]})
 

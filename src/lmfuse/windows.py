@@ -7,6 +7,7 @@ it fits, because a tokenizer may cut the same bytes differently at the beginning
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -60,6 +61,15 @@ def fit_windows(
         raise ValueError(f"{len(tokenizers)} tokenizers, {len(max_tokens)} limits")
     cutter = _Cutter(tokenizers, max_tokens, max_bytes, min_bytes)
     return Windows([window for group in _groups(documents) for window in cutter.windows(group)], dict(cutter.counters))
+
+
+def origin_of(window: Document) -> str:
+    """Return the origin of the document that a window was cut from; a document that has none is its own.
+
+    >>> origin_of(Document.plain("of a town.", origin="wiki.txt:17#120-130"))
+    'wiki.txt:17'
+    """
+    return re.sub(r"#\d+-\d+$", "", window.origin) or window.id
 
 
 def _groups(documents: Sequence[Document]) -> Iterator[list[Document]]:

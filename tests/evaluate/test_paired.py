@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lmfuse.errors import InputError
-from lmfuse.evaluate.paired import bits_per_byte_by_domain, macro_bits_per_byte, paired_bootstrap
+from lmfuse.evaluate.paired import bits_per_byte_by_domain, by_unit, macro_bits_per_byte, paired_bootstrap
 from lmfuse.types import DocumentScore
 
 LN2 = math.log(2)
@@ -124,3 +124,15 @@ def test_nothing_scored():
         macro_bits_per_byte([])
     with pytest.raises(InputError, match="can represent no byte"):
         macro_bits_per_byte([score("x", 0, 0)])
+
+
+def test_windows_of_one_document_are_drawn_together():
+    windows = [DocumentScore(f"w{i}", "code", float(i), 1) for i in range(8)]
+    unit_of = {f"w{i}": f"file{i // 4}" for i in range(8)}
+    whole = by_unit(windows, unit_of)
+    assert whole == [DocumentScore("file0", "code", 6.0, 4), DocumentScore("file1", "code", 22.0, 4)]
+    baseline = [DocumentScore(w.document, w.domain, 0.0, 1) for w in windows]
+    alone, together = paired_bootstrap(windows, baseline), paired_bootstrap(whole, by_unit(baseline, unit_of))
+    assert together.mean == pytest.approx(alone.mean)
+    assert (alone.n, together.n) == (8, 2)
+    assert together.high - together.low > alone.high - alone.low

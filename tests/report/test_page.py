@@ -83,3 +83,9 @@ def test_a_folder_with_a_report_gets_its_page(tmp_path):
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "report.json").write_text(json.dumps(report()))
     assert render_folder(tmp_path).read_text() == render(report())
+
+
+def test_the_headline_shows_every_seed_where_there_are_several():
+    run = report()["run"] | {"macro_by_seed": {"fused": [1.40, 1.50], "clm": [1.45, 1.45]}}
+    assert headline(report(run=run))[0]["text"].endswith("; seed by seed -0.0500, +0.0500")
+    assert "seed by seed" not in headline(report())[0]["text"]

@@ -7,7 +7,7 @@ Percentile intervals: Efron and Tibshirani, *An Introduction to the Bootstrap*, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +40,25 @@ class Comparison:
     def excludes_zero(self) -> bool:
         """Return whether the interval lies on one side of zero."""
         return self.low > 0 or self.high < 0
+
+
+def by_unit(scores: Sequence[DocumentScore], unit_of: Mapping[str, str]) -> list[DocumentScore]:
+    """Return one score per unit: what is drawn as one. Windows of one document are alike, and would pass for independent ones.
+
+    Args:
+        scores: of windows.
+        unit_of: the document that each window, by its id, was cut from.
+
+    >>> by_unit([DocumentScore("w1", "code", 3.0, 4), DocumentScore("w2", "code", 1.0, 2)], {"w1": "a.py", "w2": "a.py"})
+    [DocumentScore(document='a.py', domain='code', nll_nats=4.0, num_bytes=6)]
+    """
+    units: dict[tuple[str, str], list[DocumentScore]] = {}
+    for score in scores:
+        units.setdefault((score.domain, unit_of[score.document]), []).append(score)
+    return [
+        DocumentScore(unit, domain, math.fsum(s.nll_nats for s in same), sum(s.num_bytes for s in same))
+        for (domain, unit), same in units.items()
+    ]
 
 
 def bits_per_byte_by_domain(scores: Sequence[DocumentScore]) -> dict[str, float]:

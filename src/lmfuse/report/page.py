@@ -41,8 +41,15 @@ def headline(report: Mapping[str, Any]) -> list[dict[str, str]]:
         for found in report["comparisons"]:
             if (found["a"], found["b"], found["domain"]) == (result, control, "macro"):
                 kind = "better" if found["ci95"][1] < 0 else "worse" if found["ci95"][0] > 0 else "even"
-                lines.append({"kind": kind, "text": verdict(found)})
+                lines.append({"kind": kind, "text": verdict(found) + _by_seed(report["run"], result, control)})
     return lines
+
+
+def _by_seed(run: Mapping[str, Any], a: str, b: str) -> str:
+    """Return the same difference seed by seed, which the interval over documents does not cover; nothing where there is one seed."""
+    values = [run.get("macro_by_seed", {}).get(arm, []) for arm in (a, b)]
+    differences = [f"{x - y:+.4f}" for x, y in zip(*values, strict=False)]
+    return f"; seed by seed {', '.join(differences)}" if len(differences) > 1 else ""
 
 
 def render(report: Mapping[str, Any]) -> str:
