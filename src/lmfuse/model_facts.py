@@ -14,7 +14,7 @@ from typing import Any
 from lmfuse.artefacts import content_key, write_atomic
 from lmfuse.bytes import ByteTokenizer
 from lmfuse.errors import LmfuseError, ModelError
-from lmfuse.model_files import ModelFolder, ModelSpec, check_folder, local_folder
+from lmfuse.model_files import ModelFolder, ModelSpec, look_at
 
 UNLIMITED_CONTEXT = 1 << 30
 WORTH_CACHING = 16 << 20  # bytes; hashing less than this costs no more than looking the hash up
@@ -29,6 +29,7 @@ class ModelFacts:
         architecture: the transformers class it will be.
         parameters: numbers in its weight files; tied weights that are stored once count once.
         bytes_on_disk: size of its weight files.
+        bytes_to_fetch: how much of that is still on the hub.
         context: the most tokens it reads at once.
         hidden_size: width of its final hidden states.
         num_layers: how many blocks it stacks.
@@ -42,6 +43,7 @@ class ModelFacts:
     architecture: str
     parameters: int
     bytes_on_disk: int
+    bytes_to_fetch: int
     context: int
     hidden_size: int
     num_layers: int
@@ -60,10 +62,10 @@ def inspect_model(spec: ModelSpec, cache: Path | None = None) -> ModelFacts:
         cache: folder in which hashes of large files are remembered; default ``$LMFUSE_CACHE`` or ``~/.cache/lmfuse``.
 
     Raises:
-        ModelError: see ``check_folder``; or the tokenizer has more ids than the model has rows.
+        ModelError: see ``look_at``; or the tokenizer has more ids than the model has rows.
         TokenizerError: the tokenizer cannot be read as bytes.
     """
-    checked = check_folder(local_folder(spec))
+    checked = look_at(spec)
     config = load_config(checked).get_text_config(decoder=True)
     tokenizer = ByteTokenizer.load(checked.path, spec.document_start)
     check_vocabulary(checked.path, tokenizer.vocabulary.size, config.vocab_size)
@@ -75,6 +77,7 @@ def inspect_model(spec: ModelSpec, cache: Path | None = None) -> ModelFacts:
         architecture=architecture_of(checked),
         parameters=sum(entry.size for entry in entries),
         bytes_on_disk=sum(header.num_bytes for header in checked.headers.values()),
+        bytes_to_fetch=checked.bytes_to_fetch,
         context=context_of(config),
         hidden_size=int(config.hidden_size),
         num_layers=int(config.num_hidden_layers),
@@ -131,7 +134,7 @@ def check_vocabulary(where: Path | str, tokenizer_size: int, rows: int) -> None:
 
 def model_key(checked: ModelFolder, cache: Path | None = None) -> str:
     """Return 32 hex digits that change whenever the configuration or any weight changes."""
-    weights = [[path.name, _file_hash(path, cache)] for path in sorted(checked.headers)]
+    weights = [[path.name, checked.hashes.get(path) or _file_hash(path, cache)] for path in sorted(checked.headers)]
     config = hashlib.sha256((checked.path / "config.json").read_bytes()).hexdigest()
     return content_key({"config": config, "weights": weights})
 

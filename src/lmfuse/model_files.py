@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass as plain_dataclass
+from dataclasses import field, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from lmfuse.errors import ModelError, ResourceError
+from lmfuse.errors import ModelError
+from lmfuse.hub import HubWeights, fetch_snapshot
 from lmfuse.safetensors_header import SafetensorsHeader, read_header
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
-HUB_FILES = ["model*.safetensors", "*.json", "tokenizer.model", "merges.txt", "vocab.txt", "README.md", "LICENSE*"]
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -53,15 +53,60 @@ class ModelSpec:
 
 @plain_dataclass(frozen=True)
 class ModelFolder:
-    """A folder that passed every check: its parsed ``config.json`` and the headers of its weight files."""
+    """A folder that passed every check: its parsed ``config.json`` and the headers of its weight files.
+
+    ``hashes`` has the SHA-256 of weight files that are not here yet: those of a hub model that was only looked at.
+    """
 
     path: Path
     config: Mapping[str, Any]
     headers: Mapping[Path, SafetensorsHeader]
+    hashes: Mapping[Path, str] = field(default_factory=dict)
+
+    @property
+    def bytes_to_fetch(self) -> int:
+        """Return the size of the weight files that are not here yet."""
+        return sum(self.headers[path].num_bytes for path in self.hashes)
 
 
-def local_folder(spec: ModelSpec) -> Path:
-    """Return the folder of a model, fetched from the hub if it is none here: weights, JSON and tokenizer files only, never code.
+@runtime_checkable
+class WeightFiles(Protocol):
+    """Where a model's weight files are: in its folder, or still on the hub."""
+
+    def holds(self, name: str) -> bool:
+        """Return whether there is such a file."""
+        ...
+
+    def names(self) -> list[str]:
+        """Return the names of the files that lie beside ``config.json``, sorted."""
+        ...
+
+    def header(self, name: str) -> SafetensorsHeader:
+        """Return what a file holds."""
+        ...
+
+
+@plain_dataclass(frozen=True)
+class LocalWeights:
+    """Weight files in a folder."""
+
+    folder: Path
+
+    def holds(self, name: str) -> bool:
+        """Return whether there is such a file."""
+        return (self.folder / name).is_file()
+
+    def names(self) -> list[str]:
+        """Return the names of the files in the folder, sorted."""
+        return sorted(path.name for path in self.folder.iterdir())
+
+    def header(self, name: str) -> SafetensorsHeader:
+        """Return what a file holds, from its first bytes."""
+        return read_header(self.folder / name)
+
+
+def local_folder(spec: ModelSpec, *, weights: bool = True) -> Path:
+    """Return the folder of a model, fetched from the hub if it is none here: weights (if wanted), JSON and tokenizer files, never code.
 
     Raises:
         ModelError: there is no such folder or hub name.
@@ -76,21 +121,38 @@ def local_folder(spec: ModelSpec) -> Path:
         return folder
     if folder.exists() or not HUB_NAME.fullmatch(spec.model) or spec.model.startswith("."):
         raise ModelError(f"{spec.model!r} is neither a folder nor a hub name", "give a model's folder, or owner/name as on the hub")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(spec.model, revision=spec.revision, allow_patterns=HUB_FILES, ignore_patterns=["*/*"]))
-    except Exception as reason:  # the hub's client has a dozen unrelated error classes; all mean that there is no model here
-        if isinstance(reason, OSError) and reason.errno == errno.ENOSPC:
-            raise ResourceError(f"no space left on disk while fetching {spec.model}", "free some, or move HF_HOME") from reason
-        what = next(iter(str(reason).splitlines()), type(reason).__name__)
-        raise ModelError(
-            f"{spec.model!r} is no folder here and cannot be fetched: {what}", "check the name, the network, HF_TOKEN"
-        ) from reason
+    return fetch_snapshot(spec.model, spec.revision, weights=weights)
 
 
-def check_folder(folder: Path) -> ModelFolder:
+def look_at(spec: ModelSpec) -> ModelFolder:
+    """Check a model as far as possible without its weights: of a hub model that is not here yet, only small files are fetched.
+
+    Raises:
+        ModelError: see ``local_folder`` and ``check_folder``.
+        ResourceError: the disk is full.
+    """
+    folder = local_folder(spec, weights=False)
+    if Path(spec.model).expanduser().is_dir() or _whole(folder):
+        return check_folder(folder)
+    remote = HubWeights(spec.model, folder.name, folder)
+    checked = check_folder(folder, remote)
+    return replace(checked, hashes={path: remote.sha256(path.relative_to(folder).as_posix()) for path in checked.headers})
+
+
+def _whole(folder: Path) -> bool:
+    """Return whether all weights that a folder should hold are in it."""
+    if (folder / SINGLE).exists() or not (folder / INDEX).exists():
+        return (folder / SINGLE).exists()
+    shards = _read_json(folder / INDEX).get("weight_map")
+    return isinstance(shards, dict) and all((folder / str(name)).is_file() for name in shards.values())
+
+
+def check_folder(folder: Path, weights: WeightFiles | None = None) -> ModelFolder:
     """Check everything about a model's folder that can be known without reading weights.
+
+    Args:
+        folder: holds at least ``config.json``.
+        weights: where the weight files are; by default in the folder.
 
     Raises:
         ModelError: the configuration is missing, broken, of an unknown or unfit architecture or wants remote code; the weights
@@ -100,7 +162,8 @@ def check_folder(folder: Path) -> ModelFolder:
         raise ModelError(f"{folder} is an adapter, not a whole model", "merge it into its base model and save that")
     config = _read_json(folder / "config.json")
     _check_architecture(folder, config)
-    headers = {path: read_header(path) for path in _weight_files(folder)}
+    weights = weights or LocalWeights(folder)
+    headers = {folder / name: weights.header(name) for name in _weight_files(folder, weights)}
     seen: dict[str, Path] = {}
     for path, header in headers.items():
         for name in header.tensors:
@@ -160,18 +223,18 @@ def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
             yield from _strings(inner, key)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / SINGLE).exists():  # the order in which transformers looks
-        return [folder / SINGLE]
+def _weight_files(folder: Path, weights: WeightFiles) -> list[str]:
+    if weights.holds(SINGLE):  # the order in which transformers looks
+        return [SINGLE]
     if (folder / INDEX).exists():
-        return _shards(folder)
-    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+        return _shards(folder, weights)
+    pickled = [name for name in weights.names() if Path(name).suffix in PICKLES]
     if pickled:
         raise ModelError(f"{folder} holds only pickled weights ({pickled[0]})", "pickles can run code; save the model as safetensors")
     raise ModelError(f"{folder} holds no {SINGLE} and no {INDEX}", "save the model with save_pretrained")
 
 
-def _shards(folder: Path) -> list[Path]:
+def _shards(folder: Path, weights: WeightFiles) -> list[str]:
     """Return the files that an index names, once it is certain that all of them lie in its folder and hold what it promises."""
     weight_map = _read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
@@ -179,18 +242,17 @@ def _shards(folder: Path) -> list[Path]:
     root = folder.resolve()
     if root.parent.name == "snapshots" and (root.parents[1] / "blobs").is_dir():
         root = root.parents[1]  # the hub's cache: snapshots are links into its blobs
-    paths = {}
-    for name in sorted(set(weight_map.values())):
+    names = sorted(set(weight_map.values()))
+    for name in names:
         path = folder / name
         if "\\" in name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts or not path.resolve().is_relative_to(root):
             raise ModelError(f"{folder / INDEX} points outside its folder: {name!r}", "do not use this model; tell whoever published it")
         if path.suffix != ".safetensors":
             raise ModelError(f"{folder / INDEX} names {name!r}, which is no .safetensors file", "save the model as safetensors")
-        if not path.is_file():
+        if not weights.holds(name):
             raise ModelError(f"{path} is missing, but the index names it", "fetch the model again")
-        paths[name] = path
-    held = {name: read_header(path).tensors for name, path in paths.items()}
+    held = {name: weights.header(name).tensors for name in names}
     for tensor, name in weight_map.items():
         if tensor not in held[name]:
             raise ModelError(f"{folder / name} does not hold {tensor}, which the index promises", "fetch the model again")
-    return list(paths.values())
+    return names

@@ -74,7 +74,7 @@ def load_tokenizer(spec: ModelSpec) -> ByteTokenizer:
         ModelError: there is no such folder or hub name.
         TokenizerError: the tokenizer cannot be read as bytes.
     """
-    return ByteTokenizer.load(local_folder(spec), spec.document_start)
+    return ByteTokenizer.load(local_folder(spec, weights=False), spec.document_start)
 
 
 def load_model(spec: ModelSpec, device: str | torch.device = "cpu") -> LanguageModel:

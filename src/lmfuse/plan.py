@@ -15,6 +15,7 @@ from lmfuse.doctor import shared_vocabulary
 from lmfuse.errors import LmfuseError, ResourceError
 from lmfuse.inputs import Inputs
 from lmfuse.memory import available_memory
+from lmfuse.model_facts import UNLIMITED_CONTEXT
 from lmfuse.recipe import Recipe
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -37,6 +38,7 @@ class ModelNeeds:
     shared_vocabulary: float
     train_tokens: int
     memory_bytes: int
+    fetch_bytes: int
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def _model_needs(label: str, inputs: Inputs) -> ModelNeeds:
         label, facts.architecture, facts.parameters, facts.context, tokenizer.vocabulary.size, facts.licence, tokenizer.lossy or "exact",
         shared_vocabulary(inputs.tokenizer("target").vocabulary, tokenizer.vocabulary),
         sum(len(encoding.ids) for encoding in tokenizer.encode_many(inputs.corpus.splits["train"])),
-        facts.parameters * BYTES[inputs.specs[label].dtype],
+        facts.parameters * BYTES[inputs.specs[label].dtype], facts.bytes_to_fetch,
     )  # fmt: skip
 
 
@@ -127,12 +129,12 @@ def _judge(inputs: Inputs, needs: tuple[ModelNeeds, ...]) -> Plan:
 
 
 def _disk_needed(recipe: Recipe, needs: tuple[ModelNeeds, ...]) -> int:
-    """Return the bytes of all rows, all trained models and the two checkpoints that exist at a time."""
+    """Return the bytes of weights still on the hub, all rows, all trained models and the two checkpoints that exist at a time."""
     target = needs[0]
     row_bytes = {model.label: recipe.rows.k * (4 if model.vocab_size <= 65536 else 6) + 10 for model in needs}
     rows = sum(m.train_tokens * row_bytes[m.label] for m in needs if m.label != "target" or _target_rows_wanted(recipe))
     runs = (len(recipe.resolved_arms) + max(len(recipe.learning_rates) - 1, 0)) * len(recipe.seeds)
-    return rows + runs * target.memory_bytes + target.parameters * 12 * 2
+    return rows + runs * target.memory_bytes + target.parameters * 12 * 2 + sum(model.fetch_bytes for model in needs)
 
 
 def _memory_needed(inputs: Inputs, needs: tuple[ModelNeeds, ...]) -> int:
@@ -154,6 +156,7 @@ def _notes(needs: tuple[ModelNeeds, ...], corpus: Corpus) -> list[str]:
         for m in needs
         if m.tokenizer != "exact"
     ]
+    notes += [f"{m.label}: {m.fetch_bytes / GIB:.2f} GiB of weights will be fetched" for m in needs if m.fetch_bytes]
     notes += [f"{m.label}: no licence found; check that you may use it" for m in needs if not m.licence]
     small = [d for d in corpus.domains("evaluation") if sum(x.domain == d for x in corpus.splits["evaluation"]) < 30]
     return notes + [f"domain {domain}: fewer than 30 evaluation documents; intervals will be wide" for domain in small]
@@ -170,10 +173,10 @@ def show(plan: Plan) -> None:
     from lmfuse.console import Console
 
     console = Console()
-    table = Table("model", "architecture", "parameters", "context", "vocabulary", "shared", "train tokens", "tokenizer", "licence")
+    table = Table("model", "architecture", "weights", "context", "ids", "shared", "tokens", "tokenizer", "licence", padding=(0, 1, 0, 0))
     for m in plan.models:
-        table.add_row(m.label, m.architecture, f"{m.parameters / 1e6:,.0f} M", f"{m.context:,}", f"{m.vocab_size:,}",
-                      f"{m.shared_vocabulary:.0%}", f"{m.train_tokens:,}", m.tokenizer, m.licence or "?")  # fmt: skip
+        table.add_row(m.label, m.architecture, f"{m.parameters / 1e6:,.0f} M", f"{m.context:,}" if m.context < UNLIMITED_CONTEXT else "any", f"{m.vocab_size:,}",
+                      f"{m.shared_vocabulary:.0%}", f"{m.train_tokens:,}", "exact" if m.tokenizer == "exact" else "lossy", m.licence or "?")  # fmt: skip
     if plan.models:
         console.table(table)
         console.say("windows: " + ", ".join(f"{split} {count:,}" for split, count in plan.documents.items()))

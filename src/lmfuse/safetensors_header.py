@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,20 +59,29 @@ def read_header(path: Path, error: type[LmfuseError] = ModelError) -> Safetensor
     try:
         num_bytes = path.stat().st_size
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if num_bytes < 8 or length > min(num_bytes - 8, LONGEST_HEADER):
-                raise error(
-                    f"{path} is truncated or no safetensors file: its header would end at byte {8 + length}, it has {num_bytes}", _HINT
-                )
-            raw = json.loads(file.read(length))
-        metadata = raw.pop("__metadata__", {})
-        tensors = {str(name): _entry(entry, 8 + length) for name, entry in raw.items()}
+            return parse_header(path, file.read, num_bytes, error)
     except OSError as reason:
         raise error(f"{path} cannot be read: {reason.strerror}", _HINT) from reason
+
+
+def parse_header(path: Path, read: Callable[[int], bytes], num_bytes: int, error: type[LmfuseError] = ModelError) -> SafetensorsHeader:
+    """Check the header of a .safetensors file of ``num_bytes`` that ``read`` reads from its beginning; ``path`` is for messages.
+
+    Raises:
+        error: it is no safetensors file, or is shorter or longer than its header says.
+    """
+    length = int.from_bytes(read(8), "little")
+    if num_bytes < 8 or length > min(num_bytes - 8, LONGEST_HEADER):
+        raise error(f"{path} is truncated or no safetensors file: its header would end at byte {8 + length}, it has {num_bytes}", _HINT)
+    try:
+        raw = json.loads(read(length))
+        metadata = raw.pop("__metadata__", {})
+        tensors = {str(name): _entry(entry, 8 + length) for name, entry in raw.items()}
+        strings = {str(key): str(value) for key, value in metadata.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as reason:
         raise error(f"{path} has a broken safetensors header: {reason}", _HINT) from reason
     _check_layout(path, tensors, 8 + length, num_bytes, error)
-    return SafetensorsHeader(tensors, {str(k): str(v) for k, v in metadata.items()}, num_bytes)
+    return SafetensorsHeader(tensors, strings, num_bytes)
 
 
 _HINT = "fetch or write the file again"

@@ -21,7 +21,7 @@ def test_by_hand():
 
 
 def test_prior_by_hand():
-    shares = Posterior(prior_bytes=10.0)([FIRST, SECOND], np.array([0.1, 0.1 + np.log(3) / 10]))
+    shares = Posterior(prior_bytes=10.0, memory=1.0)([FIRST, SECOND], np.array([0.1, 0.1 + np.log(3) / 10]))
     assert as_dict(shares.topk, 0) == pytest.approx({1: 0.75 * 0.75 + 0.25 * 0.25})  # held-out text makes the first three times as likely
 
 

@@ -27,7 +27,7 @@ class Posterior:
 
     - ``memory``: 1 never forgets (Bayes' rule itself); 0 knows the prior and nothing else.
     - ``prior_bytes``: held-out scores, in nats per byte, count like the evidence of so many bytes, and fade into it.
-    - ``k``: candidates kept per token, by default as many as the widest source has; the others' probability goes to the tail.
+    - ``k``: candidates kept per token; by default the union of all sources'. A smaller number can cut off the token that follows.
     - ``no_teacher``: one more score may follow the sources': that of having no teacher. Where it is the lowest nothing is taught.
 
     Two sources, equal before the text; the first gives the first token probability 3/4, the second 1/4: so they stand at the second token.
@@ -38,8 +38,8 @@ class Posterior:
     """
 
     name: Literal["posterior"] = "posterior"
-    memory: Annotated[float, Field(ge=0, le=1)] = 0.95
-    prior_bytes: Annotated[float, Field(ge=0)] = 64.0
+    memory: Annotated[float, Field(ge=0, le=1)] = 0.8
+    prior_bytes: Annotated[float, Field(ge=0)] = 8.0
     k: Annotated[int, Field(ge=1)] | None = None
     no_teacher: bool = True
 
@@ -78,7 +78,7 @@ class Posterior:
         chosen = [alignments[source] for source in judged]
         nll_nats = np.stack([each.truth_nll_nats for each in chosen]).astype(np.float64)
         weights = self.weights(nll_nats, -self.prior_bytes * costs[judged])
-        fused = blend(chosen, weights, self.k or max(each.topk.k for each in chosen))
+        fused = blend(chosen, weights, self.k)
         leader = judged[np.argmax(weights * np.stack([each.taught for each in chosen]), axis=0)]
         return Fused(fused.topk, fused.taught, np.where(fused.taught, leader, NOBODY))
 

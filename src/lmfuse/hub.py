@@ -1,0 +1,107 @@
+"""A model on the Hugging Face hub, judged before its weights are fetched: the files' list, their hashes and the headers of the weights."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+
+from lmfuse.errors import LmfuseError, ModelError, ResourceError
+from lmfuse.safetensors_header import LONGEST_HEADER, SafetensorsHeader, parse_header
+
+SMALL_FILES = ["*.json", "tokenizer.model", "merges.txt", "vocab.txt", "README.md", "LICENSE*"]
+WEIGHT_FILES = ["model*.safetensors"]
+USUAL_HEADER = 100_000  # bytes; holds that of most models, so one request is enough
+
+
+@contextmanager
+def hub_errors(name: str) -> Iterator[None]:
+    """Turn whatever the hub's client raises into one line.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be reached.
+        ResourceError: the disk is full.
+    """
+    try:
+        yield
+    except LmfuseError:
+        raise
+    except Exception as reason:  # the hub's client has a dozen unrelated error classes; all mean that there is no model here
+        if isinstance(reason, OSError) and reason.errno == errno.ENOSPC:
+            raise ResourceError(f"no space left on disk while fetching {name}", "free some, or move HF_HOME") from reason
+        what = next(iter(str(reason).splitlines()), type(reason).__name__)
+        raise ModelError(f"{name!r} is no folder here and cannot be fetched: {what}", "check the name, the network, HF_TOKEN") from reason
+
+
+def fetch_snapshot(name: str, revision: str | None, *, weights: bool) -> Path:
+    """Return the folder of a hub model, fetched where it is not here yet: JSON and tokenizer files, with or without weights, never code.
+
+    Raises:
+        ModelError, ResourceError: see ``hub_errors``.
+    """
+    from huggingface_hub import snapshot_download
+
+    patterns = [*SMALL_FILES, *WEIGHT_FILES] if weights else SMALL_FILES
+    with hub_errors(name):
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
+
+
+class HubWeights:
+    """The weight files of a hub model as far as they can be known without fetching them. One request, and a few for each header."""
+
+    def __init__(self, name: str, commit: str, folder: Path) -> None:
+        self.name, self.commit, self.folder = name, commit, folder
+
+    @cached_property
+    def _listed(self) -> Mapping[str, tuple[int, str]]:
+        """Return each file's size and SHA-256; the hash is ``""`` for a file that is kept outside the large-file store."""
+        from huggingface_hub import HfApi
+
+        with hub_errors(self.name):
+            siblings = HfApi().model_info(self.name, revision=self.commit, files_metadata=True).siblings or []
+        return {each.rfilename: (each.size or 0, each.lfs.sha256 if each.lfs else "") for each in siblings}
+
+    def holds(self, name: str) -> bool:
+        """Return whether there is such a file."""
+        return name in self._listed
+
+    def names(self) -> list[str]:
+        """Return the names of all files, sorted."""
+        return sorted(self._listed)
+
+    def header(self, name: str) -> SafetensorsHeader:
+        """Return what a weight file holds, from its first bytes.
+
+        Raises:
+            ModelError: it cannot be reached, or is shorter or longer than its header says.
+        """
+        num_bytes = self._listed[name][0]
+        start = self._first_bytes(name, USUAL_HEADER)
+        needed = 8 + int.from_bytes(start[:8], "little")
+        if len(start) < needed <= min(num_bytes, LONGEST_HEADER):
+            start = self._first_bytes(name, needed)
+        return parse_header(self.folder / name, BytesIO(start).read, num_bytes)
+
+    def _first_bytes(self, name: str, count: int) -> bytes:
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+        with hub_errors(self.name):
+            url = hf_hub_url(self.name, name, revision=self.commit)
+            answer = get_session().get(url, headers={**build_hf_headers(), "range": f"bytes=0-{count - 1}"})
+            hf_raise_for_status(answer)
+            return bytes(answer.content[:count])
+
+    def sha256(self, name: str) -> str:
+        """Return the hash of a file's content, as the hub knows it.
+
+        Raises:
+            ModelError: the hub does not know it.
+        """
+        digest = self._listed[name][1]
+        if not digest:
+            raise ModelError(f"{self.name}: the hub gives no hash of {name}", "fetch the model yourself and name its folder")
+        return digest
