@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -20,6 +20,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folders = {f"owner/{folder.name}": folder for folder in folders}
         self.sent: dict[str, int] = {}
+        self.knows_ranges = True
 
     @property
     def url(self) -> str:
@@ -50,7 +51,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = file.read_bytes()
         headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         asked = self.headers.get("Range")
-        if asked is None:
+        if asked is None or not self.server.knows_ranges:
             return self._answer(200, content, headers, file.name)
         first, last = asked.removeprefix("bytes=").split("-")
         part = content[int(first) : int(last or len(content)) + 1]
@@ -80,8 +81,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.end_headers()
         if self.command == "GET":
-            self.server.sent[name] = self.server.sent.get(name, 0) + len(body)
-            self.wfile.write(body)
+            with suppress(ConnectionError):  # the client has read enough
+                for first in range(0, len(body), 4096):
+                    self.wfile.write(body[first : first + 4096])
+                    self.server.sent[name] = self.server.sent.get(name, 0) + len(body[first : first + 4096])
 
 
 @contextmanager

@@ -12,13 +12,16 @@ import pytest
 from lmfuse.models import ModelSpec, inspect_model
 from tests.fakes import byte_bpe, save_model
 from tests.hub_server import hub
-from tests.model_folders import edit_weights
+from tests.model_folders import edit_weights, shard, write_index
 
 LOOK = """
 import dataclasses, json, sys
 from lmfuse.errors import LmfuseError
 from lmfuse.models import ModelSpec, inspect_model, load_tokenizer
 from lmfuse.model_files import local_folder
+import lmfuse.hub
+if "short" in sys.argv:
+    lmfuse.hub.USUAL_HEADER = 64
 try:
     spec = ModelSpec(sys.argv[1])
     facts = [inspect_model(spec)]
@@ -83,3 +86,27 @@ def test_other_weights_are_another_model(whole, tmp_path):
     edit_weights(other, lambda tensors: tensors.update({name: tensor + 1 for name, tensor in tensors.items()}))
     with hub(whole, other) as server:
         assert look(server, tmp_path / "a", f"owner/{whole.name}")[0]["key"] != look(server, tmp_path / "b", "owner/other")[0]["key"]
+
+
+def test_sharded_models_headers_longer_than_usual_and_servers_without_ranges(whole, tmp_path):
+    cut = Path(shutil.copytree(whole, tmp_path / "cut"))
+    shard(cut)
+    with hub(cut) as server:
+        server.knows_ranges = False
+        assert look(server, tmp_path / "home", "owner/cut", "short")[0]["key"] == inspect_model(ModelSpec(str(cut))).key
+
+
+def test_a_shard_that_would_never_be_fetched_is_missing(whole, tmp_path):
+    odd = Path(shutil.copytree(whole, tmp_path / "odd"))
+    names = shard(odd)
+    for name in set(names.values()):
+        (odd / name).rename(odd / f"weights-{name}")
+    write_index(odd, {tensor: f"weights-{name}" for tensor, name in names.items()})
+    with hub(odd) as server:
+        assert "is missing, but the index names it" in look(server, tmp_path / "home", "owner/odd")
+
+
+def test_what_is_here_needs_no_network(whole, tmp_path):
+    with hub(whole) as server:
+        there = look(server, tmp_path, f"owner/{whole.name}", "fetch")
+    assert look(server, tmp_path, f"owner/{whole.name}")[0] == there[1]  # the server is gone

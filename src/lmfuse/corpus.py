@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from lmfuse.artefacts import content_key
@@ -15,7 +16,7 @@ from lmfuse.recipe import Text
 from lmfuse.splits import deduplicate, split_held_out
 from lmfuse.text import TextSpec, read_documents
 from lmfuse.types import Document
-from lmfuse.windows import fit_windows
+from lmfuse.windows import fit_windows, origin_of
 
 SPLITS = ("train", "held_out", "evaluation")
 
@@ -30,6 +31,11 @@ class Corpus:
     def key(self, split: str) -> str:
         """Return the identity of a split: its windows, in order, and the domains they count for."""
         return content_key([[document.id, document.domain] for document in self.splits[split]])
+
+    @cached_property
+    def evaluation_units(self) -> dict[str, str]:
+        """Return for each evaluation window, by its id, the document that it was cut from."""
+        return {window.id: origin_of(window) for window in self.splits["evaluation"]}
 
     def domains(self, split: str) -> list[str]:
         """Return the domains of a split, sorted."""

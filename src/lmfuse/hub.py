@@ -14,7 +14,15 @@ from lmfuse.safetensors_header import LONGEST_HEADER, SafetensorsHeader, parse_h
 
 SMALL_FILES = ["*.json", "tokenizer.model", "merges.txt", "vocab.txt", "README.md", "LICENSE*"]
 WEIGHT_FILES = ["model*.safetensors"]
+TIMEOUT_SECONDS = 30.0  # of silence
 USUAL_HEADER = 100_000  # bytes; holds that of most models, so one request is enough
+
+
+def hub_cache() -> Path:
+    """Return the folder into which the hub's client fetches models."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
 
 
 @contextmanager
@@ -27,7 +35,7 @@ def hub_errors(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except LmfuseError:
+    except (LmfuseError, MemoryError):
         raise
     except Exception as reason:  # the hub's client has a dozen unrelated error classes; all mean that there is no model here
         if isinstance(reason, OSError) and reason.errno == errno.ENOSPC:
@@ -64,13 +72,25 @@ class HubWeights:
             siblings = HfApi().model_info(self.name, revision=self.commit, files_metadata=True).siblings or []
         return {each.rfilename: (each.size or 0, each.lfs.sha256 if each.lfs else "") for each in siblings}
 
+    @cached_property
+    def _wanted(self) -> set[str]:
+        """Return the names of the weight files that ``fetch_snapshot`` would fetch."""
+        from huggingface_hub.utils import filter_repo_objects
+
+        return set(filter_repo_objects(self._listed, allow_patterns=WEIGHT_FILES, ignore_patterns=["*/*"]))
+
     def holds(self, name: str) -> bool:
-        """Return whether there is such a file."""
-        return name in self._listed
+        """Return whether there is such a weight file, and it would be fetched."""
+        return name in self._wanted
 
     def names(self) -> list[str]:
-        """Return the names of all files, sorted."""
-        return sorted(self._listed)
+        """Return the names of the files beside ``config.json``, sorted."""
+        return sorted(name for name in self._listed if "/" not in name)
+
+    @property
+    def bytes_to_fetch(self) -> int:
+        """Return the size of the weight files that are not here yet."""
+        return sum(self._listed[name][0] for name in self._wanted if not (self.folder / name).exists())
 
     def header(self, name: str) -> SafetensorsHeader:
         """Return what a weight file holds, from its first bytes.
@@ -86,14 +106,19 @@ class HubWeights:
         return parse_header(self.folder / name, BytesIO(start).read, num_bytes)
 
     def _first_bytes(self, name: str, count: int) -> bytes:
+        """Return the beginning of a file; whatever a server sends beyond that is not read."""
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-        with hub_errors(self.name):
-            url = hf_hub_url(self.name, name, revision=self.commit)
-            answer = get_session().get(url, headers={**build_hf_headers(), "range": f"bytes=0-{count - 1}"})
+        url, found = hf_hub_url(self.name, name, revision=self.commit), bytearray()
+        headers = {**build_hf_headers(), "range": f"bytes=0-{count - 1}"}
+        with hub_errors(self.name), get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_SECONDS) as answer:
             hf_raise_for_status(answer)
-            return bytes(answer.content[:count])
+            for part in answer.iter_bytes():
+                found += part
+                if len(found) >= count:
+                    break
+        return bytes(found[:count])
 
     def sha256(self, name: str) -> str:
         """Return the hash of a file's content, as the hub knows it.

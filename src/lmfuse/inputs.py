@@ -7,12 +7,16 @@ from pathlib import Path
 
 from lmfuse.bytes import ByteTokenizer
 from lmfuse.corpus import Corpus, prepare_corpus
+from lmfuse.model_files import pinned
 from lmfuse.models import ModelFacts, inspect_model, load_tokenizer
 from lmfuse.recipe import Recipe, model_specs
 
 
 class Inputs:
-    """A recipe's models by label, the target first, and its windows. No weights are read; everything is computed on first use and kept."""
+    """A recipe's models by label, the target first, and its windows. No weights are read; everything is computed on first use and kept.
+
+    ``specs`` of hub models get the commit that they stand at when their facts are asked for.
+    """
 
     def __init__(self, recipe: Recipe, base: Path, cache: Path) -> None:
         self.recipe, self.base, self.cache = recipe, base, cache
@@ -23,12 +27,14 @@ class Inputs:
     def facts(self, label: str) -> ModelFacts:
         """Return what is known of a model without reading its weights."""
         if label not in self._facts:
+            self.specs[label] = pinned(self.specs[label])
             self._facts[label] = inspect_model(self.specs[label], self.cache)
         return self._facts[label]
 
     def tokenizer(self, label: str) -> ByteTokenizer:
         """Return a model's tokenizer."""
         if label not in self._tokenizers:
+            self.facts(label)  # pins the commit
             self._tokenizers[label] = load_tokenizer(self.specs[label])
         return self._tokenizers[label]
 

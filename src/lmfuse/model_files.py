@@ -55,18 +55,15 @@ class ModelSpec:
 class ModelFolder:
     """A folder that passed every check: its parsed ``config.json`` and the headers of its weight files.
 
-    ``hashes`` has the SHA-256 of weight files that are not here yet: those of a hub model that was only looked at.
+    Of a hub model that was only looked at, ``hashes`` has the SHA-256 of its weight files, and ``bytes_to_fetch`` says how much of
+    them is not here yet.
     """
 
     path: Path
     config: Mapping[str, Any]
     headers: Mapping[Path, SafetensorsHeader]
     hashes: Mapping[Path, str] = field(default_factory=dict)
-
-    @property
-    def bytes_to_fetch(self) -> int:
-        """Return the size of the weight files that are not here yet."""
-        return sum(self.headers[path].num_bytes for path in self.hashes)
+    bytes_to_fetch: int = 0
 
 
 @runtime_checkable
@@ -94,7 +91,7 @@ class LocalWeights:
 
     def holds(self, name: str) -> bool:
         """Return whether there is such a file."""
-        return (self.folder / name).is_file()
+        return _is_file(self.folder / name)
 
     def names(self) -> list[str]:
         """Return the names of the files in the folder, sorted."""
@@ -136,7 +133,19 @@ def look_at(spec: ModelSpec) -> ModelFolder:
         return check_folder(folder)
     remote = HubWeights(spec.model, folder.name, folder)
     checked = check_folder(folder, remote)
-    return replace(checked, hashes={path: remote.sha256(path.relative_to(folder).as_posix()) for path in checked.headers})
+    hashes = {path: remote.sha256(path.relative_to(folder).as_posix()) for path in checked.headers}
+    return replace(checked, hashes=hashes, bytes_to_fetch=remote.bytes_to_fetch)
+
+
+def pinned(spec: ModelSpec) -> ModelSpec:
+    """Return the spec with the commit that a hub model stands at now, so that a run that takes days reads one model throughout.
+
+    Raises:
+        ModelError, ResourceError: see ``local_folder``.
+    """
+    if Path(spec.model).expanduser().is_dir():
+        return spec
+    return replace(spec, revision=local_folder(spec, weights=False).name)
 
 
 def _whole(folder: Path) -> bool:
@@ -144,7 +153,14 @@ def _whole(folder: Path) -> bool:
     if (folder / SINGLE).exists() or not (folder / INDEX).exists():
         return (folder / SINGLE).exists()
     shards = _read_json(folder / INDEX).get("weight_map")
-    return isinstance(shards, dict) and all((folder / str(name)).is_file() for name in shards.values())
+    return isinstance(shards, dict) and all(_is_file(folder / str(name)) for name in shards.values())
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def check_folder(folder: Path, weights: WeightFiles | None = None) -> ModelFolder:

@@ -25,7 +25,6 @@ from lmfuse.results import RunResults, mean_over_seeds, nats_per_byte_by_domain
 from lmfuse.stages import Job, Stages
 from lmfuse.teacher import domains_where_better
 from lmfuse.types import DocumentScore
-from lmfuse.windows import origin_of
 from lmfuse.workspace import Workspace, open_workspace
 
 
@@ -67,7 +66,7 @@ class Pipeline:
         self.space.claim(self.recipe)
         self.space.event("corpus", **planned.documents)
         results = RunResults()
-        unit_of = {window.id: origin_of(window) for window in self.inputs.corpus.splits["evaluation"]}
+        unit_of = self.inputs.corpus.evaluation_units
         for label in self.inputs.specs:
             results.scores[label] = by_unit(self._given_scores(label, "evaluation"), unit_of)
         for arm in self.arms.values():

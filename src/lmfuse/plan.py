@@ -13,6 +13,8 @@ from typing import Any
 from lmfuse.corpus import Corpus
 from lmfuse.doctor import shared_vocabulary
 from lmfuse.errors import LmfuseError, ResourceError
+from lmfuse.evaluate.paired import domains_by_window
+from lmfuse.hub import hub_cache
 from lmfuse.inputs import Inputs
 from lmfuse.memory import available_memory
 from lmfuse.model_facts import UNLIMITED_CONTEXT
@@ -117,6 +119,14 @@ def _judge(inputs: Inputs, needs: tuple[ModelNeeds, ...]) -> Plan:
                 hint="lower rows.k, use fewer arms or seeds, or name another --cache",
             )
         )
+    fetch, hub_room = sum(model.fetch_bytes for model in needs), free_disk(hub_cache())
+    if fetch > hub_room:
+        problems.append(
+            ResourceError(
+                f"{fetch / GIB:.1f} GiB of weights have to be fetched into {hub_cache()}, {hub_room / GIB:.1f} GiB are free",
+                hint="free some, or move HF_HOME",
+            )
+        )
     if memory > room and recipe.device in ("auto", "cpu"):
         problems.append(
             ResourceError(
@@ -129,12 +139,12 @@ def _judge(inputs: Inputs, needs: tuple[ModelNeeds, ...]) -> Plan:
 
 
 def _disk_needed(recipe: Recipe, needs: tuple[ModelNeeds, ...]) -> int:
-    """Return the bytes of weights still on the hub, all rows, all trained models and the two checkpoints that exist at a time."""
+    """Return the bytes of all rows, all trained models and the two checkpoints that exist at a time."""
     target = needs[0]
     row_bytes = {model.label: recipe.rows.k * (4 if model.vocab_size <= 65536 else 6) + 10 for model in needs}
     rows = sum(m.train_tokens * row_bytes[m.label] for m in needs if m.label != "target" or _target_rows_wanted(recipe))
     runs = (len(recipe.resolved_arms) + max(len(recipe.learning_rates) - 1, 0)) * len(recipe.seeds)
-    return rows + runs * target.memory_bytes + target.parameters * 12 * 2 + sum(model.fetch_bytes for model in needs)
+    return rows + runs * target.memory_bytes + target.parameters * 12 * 2
 
 
 def _memory_needed(inputs: Inputs, needs: tuple[ModelNeeds, ...]) -> int:
@@ -158,8 +168,14 @@ def _notes(needs: tuple[ModelNeeds, ...], corpus: Corpus) -> list[str]:
     ]
     notes += [f"{m.label}: {m.fetch_bytes / GIB:.2f} GiB of weights will be fetched" for m in needs if m.fetch_bytes]
     notes += [f"{m.label}: no licence found; check that you may use it" for m in needs if not m.licence]
-    small = [d for d in corpus.domains("evaluation") if sum(x.domain == d for x in corpus.splits["evaluation"]) < 30]
-    return notes + [f"domain {domain}: fewer than 30 evaluation documents; intervals will be wide" for domain in small]
+    windows = [(window.domain, corpus.evaluation_units[window.id]) for window in corpus.splits["evaluation"]]
+    for domain in corpus.domains("evaluation"):
+        units = [unit for each, unit in windows if each == domain]
+        if domain in domains_by_window(windows):
+            notes.append(f"domain {domain}: {len(set(units))} evaluation documents are too few to draw; intervals draw its {len(units)} windows")
+        if len(units) < 30:
+            notes.append(f"domain {domain}: only {len(units)} evaluation windows; intervals will be wide")
+    return notes
 
 
 def show(plan: Plan) -> None:

@@ -92,7 +92,7 @@ class Evaluation(_Section):
     seed: int = 0
 
 
-PAPER = Arm(name="paper", align=Dtw(), fuse=MinCE(unit="token", judge="training_text", reward_dtype="bfloat16", no_teacher=False),
+PAPER = Arm(name="paper", align=Dtw(k=10), fuse=MinCE(unit="token", judge="training_text", reward_dtype="bfloat16", no_teacher=False),
             loss=CrossEntropy(clm_weight=0.9, tail="renormalise"), include_target=True)  # fmt: skip
 WORDS: Mapping[str, str] = {
     "clm": "plain continued training on the same text: the control that fusion must beat",

@@ -43,7 +43,7 @@ class RowTeacher:
     """Align each source's rows to the target's tokens and fuse them into one row per token.
 
     Attributes:
-        no_teacher_nats_per_byte: by domain, what plain training alone reaches on held-out text: a source that is no better does not teach there.
+        no_teacher_nats_per_byte: by domain, what plain training alone reaches on held-out text: where no source is better, nobody teaches.
             Empty: every source may teach.
     """
 

@@ -193,9 +193,13 @@ def _plain_texts(spec: TextSpec, path: Path, name: str, max_bytes: int) -> Itera
     if spec.text != PLAIN:
         raise TextError(f"{name}: plain text has no fields for {spec.text!r}", hint="leave `text` out, or set `format: jsonl`")
     separator = spec.separator
+    line = in_line = 0
     for number, piece in enumerate(read_pieces(path, name, separator.encode() if separator else None, max_bytes)):
         text = decode(piece, name)
-        yield (separator + text if separator and spec.keep_separator and number else text), f"{name}:{piece.line}" if separator else name
+        in_line = in_line + 1 if piece.line == line else 1
+        line = piece.line
+        origin = f"{name}:{line}" + (f".{in_line}" if in_line > 1 else "")  # the second document that begins in line 7 is 7.2
+        yield (separator + text if separator and spec.keep_separator and number else text), origin if separator else name
 
 
 def _json_texts(spec: TextSpec, path: Path, name: str, max_bytes: int) -> Iterator[tuple[str, str]]:

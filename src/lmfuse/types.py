@@ -163,6 +163,16 @@ class TopK:
         """Return the number of slots of a row."""
         return int(self.ids.shape[-1])
 
+    def first(self, k: int) -> TopK:
+        """Return rows of the first k slots; what stood in the others is in the tail.
+
+        >>> TopK(np.array([[3, 5]]), np.log([[0.5, 0.25]]), np.log([0.25]), 9).first(1).tail.round(4).tolist()
+        [-0.6931]
+        """
+        cut = np.logaddexp.reduce(self.log_probs[..., k:], axis=-1, initial=-np.inf)
+        tail = np.logaddexp(self.tail, cut).astype(self.tail.dtype)
+        return TopK(self.ids[..., :k], self.log_probs[..., :k], tail, self.vocab_size)
+
     @classmethod
     def unknown(cls, num_rows: int, k: int, vocab_size: int) -> TopK:
         """Return rows that know nothing: no candidate, all mass in the tail."""
@@ -292,7 +302,11 @@ class Alignment:
 
 @dataclass(frozen=True)
 class Fused:
-    """One teacher row per target token, and whose it is: ``winner`` is a source's index, -1 without a teacher, -2 for a blend."""
+    """One teacher row per target token, and whose it is.
+
+    ``winner`` is the index of the source whose row it is, or that has the largest part in it; -1 without a teacher; -2 for a blend
+    without a leader.
+    """
 
     topk: TopK
     taught: Bool[np.ndarray, "T"]

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from lmfuse.align.dtw import Dtw, Spellings, accepted, dtw_path
 from lmfuse.align.min_ed import min_ed_map
-from lmfuse.align.pair import Pair
+from lmfuse.align.pair import Pair, build_pair
 from lmfuse.types import Encoding, Rows, TopK, Vocabulary
 from tests.fakes import shared
 
@@ -288,3 +288,18 @@ def test_the_published_last_row_too():
                 -1 if one_hot else case["dtw_target_to_source"][i][0] for i, (_, one_hot) in enumerate(published_rows(case, accept, pair))
             ]
             assert match.tolist() == expected
+
+
+def test_k_looks_at_the_likeliest_candidates_only():
+    rng = np.random.default_rng(0)
+    source = Vocabulary.from_tokens([b"a", b"b", b"c", b"d"])
+    log_probs = np.log(np.array([[0.5, 0.2, 0.1]] * 3, np.float32))
+    topk = TopK(np.array([[0, 1, 2]] * 3), log_probs, np.log(np.full(3, 0.2, np.float32)), 4)
+    starts = np.arange(3)
+    rows = Rows(starts, starts + 1, np.array([0, 1, 2]), rng.exponential(size=3).astype(np.float32), topk)
+    target = Encoding(np.array([0, 1, 2]), starts, starts + 1)
+    pair = build_pair(source, source, lambda strings: np.full(len(strings), -1))
+    two = Dtw(k=2, renormalise=False)(rows, target, pair)
+    assert np.exp(two.topk.log_probs[1]).tolist() == pytest.approx([0.5, 0.2])
+    assert np.exp(two.topk.tail[1]) == pytest.approx(0.3)
+    assert np.exp(Dtw(k=2)(rows, target, pair).topk.log_probs[1]).tolist() == pytest.approx([5 / 7, 2 / 7])

@@ -127,12 +127,21 @@ def test_nothing_scored():
 
 
 def test_windows_of_one_document_are_drawn_together():
-    windows = [DocumentScore(f"w{i}", "code", float(i), 1) for i in range(8)]
-    unit_of = {f"w{i}": f"file{i // 4}" for i in range(8)}
+    windows = [DocumentScore(f"w{i}", "code", float(i // 4), 1) for i in range(160)]
+    unit_of = {f"w{i}": f"file{i // 4}" for i in range(160)}
     whole = by_unit(windows, unit_of)
-    assert whole == [DocumentScore("file0", "code", 6.0, 4), DocumentScore("file1", "code", 22.0, 4)]
+    assert whole[1] == DocumentScore("file1", "code", 4.0, 4)
     baseline = [DocumentScore(w.document, w.domain, 0.0, 1) for w in windows]
     alone, together = paired_bootstrap(windows, baseline), paired_bootstrap(whole, by_unit(baseline, unit_of))
     assert together.mean == pytest.approx(alone.mean)
-    assert (alone.n, together.n) == (8, 2)
-    assert together.high - together.low > alone.high - alone.low
+    assert (alone.n, together.n) == (160, 40)
+    assert together.high - together.low > 1.5 * (alone.high - alone.low)  # four equal windows are one observation
+
+
+def test_a_domain_of_few_documents_is_drawn_by_window():
+    windows = [DocumentScore(f"w{i}", "prose", float(i), 1) for i in range(50)]
+    assert by_unit(windows, {f"w{i}": "book.txt" for i in range(50)}) == windows
+    baseline = [DocumentScore(w.document, w.domain, 0.0, 1) for w in windows]
+    found = paired_bootstrap(by_unit(windows, {f"w{i}": "book.txt" for i in range(50)}), baseline)
+    assert found.n == 50
+    assert found.high > found.low

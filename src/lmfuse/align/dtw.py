@@ -26,11 +26,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass as plain_dataclass
-from typing import Literal
+from dataclasses import replace
+from typing import Annotated, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int, Integer
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
@@ -56,6 +57,7 @@ class Dtw:
             off-by-one: the student is taught to repeat what it has read), on the token itself (``"next"``, FuseChat's mend), or no row.
         collision: several candidates on one target id: the first one's probability, or their sum.
         renormalise: divide by the mass of the candidates left, so that nothing is in the tail, as published.
+        k: candidates of a source row that are looked at, the likeliest first (10, as published); by default all that were kept.
 
     The map of strings is ``pair.tokens`` where that is one (``min_ed_map(..., on="strings")``), else it is computed once per pair and kept.
     Candidates of a row are expected in descending order. ``lost_mass`` holds what found no target id and what a collision cut.
@@ -70,6 +72,7 @@ class Dtw:
     one_hot: Literal["current", "next", "none"] = "current"
     collision: Literal["first", "sum"] = "first"
     renormalise: bool = True
+    k: Annotated[int, Field(ge=1)] | None = None
 
     def __call__(self, rows: Rows, target: Encoding, pair: Pair) -> Alignment:
         """Align one document.
@@ -78,6 +81,8 @@ class Dtw:
             ValueError: rows or token ids of another vocabulary.
         """
         check_vocabularies(rows, pair.source)
+        if self.k is not None:
+            rows = replace(rows, topk=rows.topk.first(self.k))
         if len(target.ids) and int(target.ids.max()) >= pair.target.size:
             raise ValueError(f"target: token id {int(target.ids.max())} is outside its vocabulary of {pair.target.size} tokens")
         spellings = _spellings(pair, self.accept)

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from lmfuse.errors import InputError
 from lmfuse.types import DocumentScore
 
+FEWEST_UNITS = 20  # documents of a domain from which a bootstrap over documents is worth its name
 RESAMPLED_AT_ONCE = 1 << 22  # documents drawn in one array: 32 MiB of indices
 
 
@@ -45,20 +46,37 @@ class Comparison:
 def by_unit(scores: Sequence[DocumentScore], unit_of: Mapping[str, str]) -> list[DocumentScore]:
     """Return one score per unit: what is drawn as one. Windows of one document are alike, and would pass for independent ones.
 
+    A domain of fewer than ``FEWEST_UNITS`` documents keeps its windows: so few draws say nothing of chance (``domains_by_window``).
+
     Args:
         scores: of windows.
         unit_of: the document that each window, by its id, was cut from.
 
-    >>> by_unit([DocumentScore("w1", "code", 3.0, 4), DocumentScore("w2", "code", 1.0, 2)], {"w1": "a.py", "w2": "a.py"})
-    [DocumentScore(document='a.py', domain='code', nll_nats=4.0, num_bytes=6)]
+    >>> windows = [DocumentScore(f"w{i}", "code", 1.0, 4) for i in range(60)]
+    >>> by_unit(windows, {f"w{i}": f"file{i // 2}" for i in range(60)})[0]
+    DocumentScore(document='file0', domain='code', nll_nats=2.0, num_bytes=8)
     """
+    whole = domains_by_window([(score.domain, unit_of[score.document]) for score in scores])
     units: dict[tuple[str, str], list[DocumentScore]] = {}
     for score in scores:
-        units.setdefault((score.domain, unit_of[score.document]), []).append(score)
+        unit = score.document if score.domain in whole else unit_of[score.document]
+        units.setdefault((score.domain, unit), []).append(score)
     return [
         DocumentScore(unit, domain, math.fsum(s.nll_nats for s in same), sum(s.num_bytes for s in same))
         for (domain, unit), same in units.items()
     ]
+
+
+def domains_by_window(units: Sequence[tuple[str, str]]) -> set[str]:
+    """Return the domains with too few documents to draw documents, given the domain and the document of every window.
+
+    >>> sorted(domains_by_window([("code", f"{i}.py") for i in range(30)] + [("prose", "book.txt")] * 30))
+    ['prose']
+    """
+    found: dict[str, set[str]] = {}
+    for domain, unit in units:
+        found.setdefault(domain, set()).add(unit)
+    return {domain for domain, distinct in found.items() if len(distinct) < FEWEST_UNITS}
 
 
 def bits_per_byte_by_domain(scores: Sequence[DocumentScore]) -> dict[str, float]:

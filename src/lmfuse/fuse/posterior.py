@@ -26,7 +26,7 @@ class Posterior:
     in the next paragraph. A source that says nothing of a token neither gains nor loses there.
 
     - ``memory``: 1 never forgets (Bayes' rule itself); 0 knows the prior and nothing else.
-    - ``prior_bytes``: held-out scores, in nats per byte, count like the evidence of so many bytes, and fade into it.
+    - ``prior_bytes``: held-out scores, in nats per byte, count like the evidence of so many bytes; what fades, fades into them.
     - ``k``: candidates kept per token; by default the union of all sources'. A smaller number can cut off the token that follows.
     - ``no_teacher``: one more score may follow the sources': that of having no teacher. Where it is the lowest nothing is taught.
 
@@ -48,7 +48,7 @@ class Posterior:
         said = ~np.isnan(nll_nats)
         evidence = np.maximum(-np.where(said, nll_nats, 0.0), FLOOR)
         log_weights = np.empty(nll_nats.shape)
-        now = log_prior - _log_sum(log_prior)
+        now = np.maximum(log_prior - _log_sum(log_prior), FLOOR)
         for token in range(nll_nats.shape[1]):
             log_weights[:, token] = now
             heard = said[:, token]
