@@ -27,7 +27,7 @@ docs: $(READY)
 	$(BIN)/python -m scripts.generate_docs
 
 bench: $(READY)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks all
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

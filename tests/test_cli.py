@@ -156,13 +156,21 @@ def test_spoilt_text_stops_the_plan(here, spoil, message):
     [
         ({"fuse": {"name": "min_cee"}}, "did you mean 'min_ce'"),
         ({"sources": [{"model": "models/a"}, {"model": "models/a"}]}, "stands twice"),
-        ({"rows": {"k": 4096}}, "k"),
+        ({"rows": {"k": 4096}}, "rows.k is 4096, the vocabulary of"),
+        ({"sources": [{"model": "models/a", "name": "p"}, {"model": "models/a", "name": "q"}]}, "'p' and 'q' are the same model"),
+        ({"sources": [{"model": "models/target", "name": "p"}, {"model": "models/target", "name": "q"}]}, "are the same model"),
+        ({"learning_rates": [-1e-4]}, "greater than 0"),
+        ({"seeds": [-1]}, "greater than or equal to 0"),
+        ({"clm_weight": {"z": 0.5}}, "clm_weight: unknown 'z'"),
+        ({"device": "cud"}, "device 'cud' cannot be used"),
+        ({"fuse": {"unit": "byte"}}, "fuse.name: is missing"),
     ],
 )
 def test_a_wrong_recipe_is_one_line_and_exit_2(here, changes, message):
     code, text = lmfuse("run", runs.write_recipe(here, **changes), "--out", here / "out", "--cache", here / "cache")
     assert (code, message in text) == (2, True), text
     assert not (here / "out" / "model").exists()
+    assert not list((here / "cache").glob("models/*")), "an error before the cost"
 
 
 def test_a_full_disk_is_foreseen(here, monkeypatch):
@@ -182,4 +190,48 @@ def test_errors_are_two_lines_on_the_terminal():
     assert found.returncode == 2
     assert found.stderr.splitlines()[0].startswith("error: method: unknown 'nothing'")
     assert found.stderr.splitlines()[1].startswith("  try: ")
+    assert "Traceback" not in found.stderr
+
+
+def terminal(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a person does."""
+    return subprocess.run([sys.executable, "-m", "lmfuse.cli", *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "RECIPE", "--out", "FILE/x", "--cache", "CACHE"), "FILE"),
+        (("run", "RECIPE", "--out", "OUT", "--cache", "FILE"), "FILE"),
+        (("evaluate", "A", "--text", "TEXT", "--limit", "0"), "limit: Input should be greater than"),
+    ],
+)
+def test_paths_and_values_that_cannot_be_are_no_tracebacks(here, arguments, message):
+    names = {"RECIPE": "recipe.yaml", "FILE": "x-eval.jsonl", "CACHE": "cache", "OUT": "out", "A": "models/a", "TEXT": "x-eval.jsonl"}
+    given = [
+        str(here / names.get(part.split("/")[0], "")) + part[len(part.split("/")[0]) :] if part.split("/")[0] in names else part
+        for part in arguments
+    ]
+    found = terminal(*given)
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: ")
+    assert message.replace("FILE", names["FILE"]) in found.stderr
+    assert len(found.stderr.splitlines()) == 2
+
+
+def test_a_disk_that_fills_up_is_exit_5(here):
+    code = """
+import errno, sys
+import lmfuse.workspace
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device", "events.jsonl")
+lmfuse.workspace.Workspace.event = full
+from lmfuse.cli import main
+sys.argv[1:] = ["run", *sys.argv[1:]]
+main()
+"""
+    arguments = [str(here / "recipe.yaml"), "--out", str(here / "out"), "--cache", str(here / "cache")]
+    found = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert found.returncode == 5, found.stderr
+    assert "No space left on device" in found.stderr
     assert "Traceback" not in found.stderr

@@ -98,3 +98,16 @@ def test_the_measurement_can_be_repeated_on_a_few_documents(name, measured):
             nats += float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
     bits_per_byte = nats / math.log(2) / sum(len(text.encode()) for text in texts)
     assert bits_per_byte == pytest.approx(measured["bits_per_byte"][name][domain], rel=0.25)
+
+
+def test_the_committed_report_of_the_demo_is_of_todays_recipe_and_shows_a_gain():
+    from lmfuse.artefacts import content_key
+    from lmfuse.demo import recipe_path
+    from lmfuse.recipe import load_recipe
+
+    results = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+    report = json.loads((results / "demo.json").read_text(encoding="utf-8"))
+    assert report["run"]["recipe"] == content_key(load_recipe(recipe_path()).to_yaml()), "run the demo again and commit its report.json"
+    against = {c["b"]: c for c in report["comparisons"] if c["a"] == "fused" and c["domain"] == "macro"}
+    for control in ("clm", "self", "target"):
+        assert against[control]["ci95"][1] < 0

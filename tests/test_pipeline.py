@@ -113,3 +113,32 @@ def test_a_single_stage_can_be_run(tmp_path):
             pipeline.train_only("fussed")
         with pytest.raises(InputError, match="source: unknown 'c'"):
             pipeline.collect_only("c")
+
+
+def test_a_run_over_other_text_replaces_the_model(tmp_path):
+    path = runs.lay_out(tmp_path, arms=["clm"], result="clm")
+    with Pipeline.open(path, tmp_path / "out", tmp_path / "cache") as pipeline:
+        pipeline.run()
+    before = (tmp_path / "out" / "model" / "model.safetensors").read_bytes()
+    lines = (tmp_path / "x-train.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "x-train.jsonl").write_text("".join(lines[:-4]))
+    with Pipeline.open(path, tmp_path / "out", tmp_path / "cache") as pipeline:
+        pipeline.run()
+        trained = pipeline.stages.trained(pipeline.job(pipeline.arms["clm"], 0))
+    after = (tmp_path / "out" / "model" / "model.safetensors").read_bytes()
+    assert after == (trained.folder / "model.safetensors").read_bytes()
+    assert after != before
+
+
+def test_training_is_watched_on_held_out_text_and_by_a_tracker(tmp_path):
+    pytest.importorskip("tensorboard")
+    path = runs.lay_out(
+        tmp_path, arms=["clm"], result="clm", train=runs.recipe()["train"] | {"evaluate_steps": 2, "tracker": "tensorboard"}
+    )
+    with Pipeline.open(path, tmp_path / "out", tmp_path / "cache") as pipeline:
+        pipeline.run()
+        trained = pipeline.stages.trained(pipeline.job(pipeline.arms["clm"], 0))
+    evaluations = json.loads((trained.folder / "training.json").read_text())["evaluations"]
+    assert [line["step"] for line in evaluations][:2] == [2, 4]
+    assert set(evaluations[0]["values"]) == {"x", "y"}
+    assert list((tmp_path / "out" / "tracker").rglob("*tfevents*"))

@@ -22,7 +22,11 @@ def changed(path: str, value: object) -> dict:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("fuse", {"name": "min_cee"}, r"fuse.name: unknown 'min_cee'; did you mean 'min_ce'\? \(known: avg_ce, min_ce, posterior, uniform\)"),
+        (
+            "fuse",
+            {"name": "min_cee"},
+            r"fuse.name: unknown 'min_cee'; did you mean 'min_ce'\? \(known: avg_ce, min_ce, posterior, uniform\)",
+        ),
         ("align", {"name": "bytelaw"}, "did you mean 'byte_law'"),
         ("arms", ["clm", "fussed"], "did you mean 'fused'"),
         ("train.lerning_rate", 1e-3, r"train.lerning_rate: unknown 'lerning_rate'; did you mean 'learning_rate'\?"),

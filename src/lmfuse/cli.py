@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, NoReturn, Optional
 
 import typer
 
@@ -170,13 +170,27 @@ def main() -> None:
         if error.hint:
             typer.echo(f"  try: {error.hint}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        _stop_at_os_error(error)
     except MemoryError:
         typer.secho("error: out of memory", fg="red", err=True)
         typer.echo("  try: a smaller batch (rows.batch_tokens, train.batch_documents), or bfloat16 weights", err=True)
         sys.exit(5)
-    except KeyboardInterrupt:
-        typer.secho("interrupted; the same command continues", fg="yellow", err=True)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == 130:  # typer has turned Ctrl-C into this
+            typer.secho("interrupted; the same command continues", fg="yellow", err=True)
+        raise
+
+
+def _stop_at_os_error(error: OSError) -> NoReturn:
+    """Say what the system refused: a full disk (exit 5), or a path that cannot be used (exit 2)."""
+    from lmfuse.disk import is_full
+
+    full = is_full(error)
+    what = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+    typer.secho(f"error: {what}", fg="red", err=True)
+    typer.echo(f"  try: {'free some disk space' if full else 'check the path and its permissions'}", err=True)
+    sys.exit(5 if full else 2)
 
 
 if __name__ == "__main__":

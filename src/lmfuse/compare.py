@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from lmfuse.errors import InputError
 from lmfuse.evaluate.bits_per_byte import score_documents
 from lmfuse.evaluate.paired import Comparison, bits_per_byte_by_domain, by_unit, macro_bits_per_byte, paired_bootstrap
@@ -31,14 +33,15 @@ def compare(models: Sequence[str], files: Sequence[Path], field: str, limit: int
     """
     if len(set(models)) < len(models):
         raise InputError("the same model is given twice", hint="each model once")
-    specs = [ModelSpec(model=model) for model in models]
+    try:
+        specs = [ModelSpec(model=model) for model in models]
+        texts = [TextSpec(domain=file.stem, path=str(file.absolute()), text=field, limit=limit) for file in files]
+    except ValidationError as error:
+        first_error = error.errors()[0]
+        raise InputError(f"{'.'.join(map(str, first_error['loc']))}: {first_error['msg']}", hint="see `lmfuse evaluate --help`") from None
     contexts = [min(window_tokens, inspect_model(spec).context) for spec in specs]
     tokenizers = [load_tokenizer(spec) for spec in specs]
-    documents = [
-        document
-        for file in files
-        for document in read_documents(TextSpec(domain=file.stem, path=str(file.absolute()), text=field, limit=limit), Path())
-    ]
+    documents = [document for spec in texts for document in read_documents(spec, Path())]
     windows = fit_windows(documents, tokenizers, contexts).documents
     unit_of = {window.id: origin_of(window) for window in windows}
     scores: dict[str, Sequence[DocumentScore]] = {}

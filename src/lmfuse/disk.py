@@ -23,7 +23,7 @@ def full_disk_is_an_error(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not _is_full(error):
+        if not is_full(error):
             raise
         place = next((folder for folder in (path, *path.parents) if folder.exists()), Path("/"))
         free = shutil.disk_usage(place).free / 2**30
@@ -31,7 +31,7 @@ def full_disk_is_an_error(path: Path) -> Iterator[None]:
         raise ResourceError(message, hint="free some space, or choose a folder on another disk") from error
 
 
-def _is_full(error: BaseException | None) -> bool:
+def is_full(error: BaseException | None) -> bool:
     """Return whether an exception, or one that led to it, speaks of a full disk (safetensors and torch have only words for it)."""
     while error is not None:
         if isinstance(error, ResourceError):

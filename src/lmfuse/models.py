@@ -86,7 +86,7 @@ def load_model(spec: ModelSpec, device: str | torch.device = "cpu") -> LanguageM
         ResourceError: memory does not suffice.
         InputError: there is no such device.
     """
-    place = _checked_device(device)
+    place = checked_device(device)
     checked = check_folder(local_folder(spec))
     config = load_config(checked)
     tokenizer = ByteTokenizer.load(checked.path, spec.document_start)
@@ -166,7 +166,12 @@ def _quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _checked_device(device: str | torch.device) -> torch.device:
+def checked_device(device: str | torch.device) -> torch.device:
+    """Return a device that can be used.
+
+    Raises:
+        InputError: it is unknown or not there.
+    """
     try:
         place = torch.device(device)
         torch.empty(0, device=place)

@@ -69,6 +69,8 @@ class Pipeline:
         unit_of = self.inputs.corpus.evaluation_units
         for label in self.inputs.specs:
             results.scores[label] = by_unit(self._given_scores(label, "evaluation"), unit_of)
+        if any(arm.teacher == "sources" for arm in self.arms.values()):
+            _ = self.chosen_sources  # said before the cost of training anything that needs them
         for arm in self.arms.values():
             results.scores[arm.name] = by_unit(self._arm_scores(arm, "evaluation"), unit_of)
         result = self.job(self.arms[self.recipe.result], self.recipe.seeds[0])

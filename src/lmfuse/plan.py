@@ -12,12 +12,13 @@ from typing import Any
 
 from lmfuse.corpus import Corpus
 from lmfuse.doctor import shared_vocabulary
-from lmfuse.errors import LmfuseError, ResourceError
+from lmfuse.errors import LmfuseError, RecipeError, ResourceError
 from lmfuse.evaluate.paired import domains_by_window
 from lmfuse.hub import hub_cache
 from lmfuse.inputs import Inputs
 from lmfuse.memory import available_memory
 from lmfuse.model_facts import UNLIMITED_CONTEXT
+from lmfuse.models import checked_device
 from lmfuse.recipe import Recipe
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -134,15 +135,43 @@ def _judge(inputs: Inputs, needs: tuple[ModelNeeds, ...]) -> Plan:
                 hint="lower train.batch_documents or rows.batch_tokens, or set train.gradient_checkpointing",
             )
         )
+    for check in (partial(_refuse_wide_rows, recipe, needs), partial(_refuse_same_sources, inputs), partial(_refuse_device, recipe)):
+        problems.attempt(check)
     documents = {split: len(windows) for split, windows in corpus.splits.items()}
     return Plan(needs, documents, disk, free, memory, room, tuple(_notes(needs, corpus)), tuple(problems))
+
+
+def _refuse_wide_rows(recipe: Recipe, needs: tuple[ModelNeeds, ...]) -> None:
+    teachers = _teachers(recipe)
+    smallest = min((m for m in needs if m.label in teachers), key=lambda m: m.vocab_size, default=None)
+    if smallest is not None and recipe.rows.k > smallest.vocab_size:
+        raise RecipeError(
+            f"rows.k is {recipe.rows.k}, the vocabulary of {smallest.label} has {smallest.vocab_size} ids",
+            hint="choose a smaller k; 10 to 50 is usual",
+        )
+
+
+def _refuse_same_sources(inputs: Inputs) -> None:
+    """Refuse one model under two names: it would vote twice. The target may be a source, once."""
+    seen: dict[tuple[str, str, str], str] = {}
+    for source in inputs.recipe.sources:
+        identity = (inputs.facts(source.label).key, source.dtype, source.document_start)
+        if identity in seen:
+            raise RecipeError(f"sources {seen[identity]!r} and {source.label!r} are the same model", hint="name it once")
+        seen[identity] = source.label
+
+
+def _refuse_device(recipe: Recipe) -> None:
+    if recipe.device != "auto":
+        checked_device(recipe.device)
 
 
 def _disk_needed(recipe: Recipe, needs: tuple[ModelNeeds, ...]) -> int:
     """Return the bytes of all rows, all trained models and the two checkpoints that exist at a time."""
     target = needs[0]
     row_bytes = {model.label: recipe.rows.k * (4 if model.vocab_size <= 65536 else 6) + 10 for model in needs}
-    rows = sum(m.train_tokens * row_bytes[m.label] for m in needs if m.label != "target" or _target_rows_wanted(recipe))
+    teachers = _teachers(recipe)
+    rows = sum(model.train_tokens * row_bytes[model.label] for model in needs if model.label in teachers)
     runs = (len(recipe.resolved_arms) + max(len(recipe.learning_rates) - 1, 0)) * len(recipe.seeds)
     return rows + runs * target.memory_bytes + target.parameters * 12 * 2
 
@@ -156,8 +185,14 @@ def _memory_needed(inputs: Inputs, needs: tuple[ModelNeeds, ...]) -> int:
     return max(training, *(model.memory_bytes + inputs.recipe.rows.batch_tokens * 4 * 4096 for model in needs))
 
 
-def _target_rows_wanted(recipe: Recipe) -> bool:
-    return any(arm.teacher == "self" or arm.include_target for arm in recipe.resolved_arms)
+def _teachers(recipe: Recipe) -> set[str]:
+    """Return the labels of the models whose rows some arm wants."""
+    sources = {source.label for source in recipe.sources}
+    found: set[str] = set()
+    for arm in recipe.resolved_arms:
+        found |= {"none": set(), "self": {"target"}, "sources": sources, "best_single": sources}.get(arm.teacher, {arm.teacher})
+        found |= {"target"} if arm.include_target else set()
+    return found
 
 
 def _notes(needs: tuple[ModelNeeds, ...], corpus: Corpus) -> list[str]:
@@ -172,10 +207,16 @@ def _notes(needs: tuple[ModelNeeds, ...], corpus: Corpus) -> list[str]:
     for domain in corpus.domains("evaluation"):
         units = [unit for each, unit in windows if each == domain]
         if domain in domains_by_window(windows):
-            notes.append(f"domain {domain}: {len(set(units))} evaluation documents are too few to draw; intervals draw its {len(units)} windows")
+            notes.append(
+                f"domain {domain}: {len(set(units))} evaluation documents are too few to draw; intervals draw its {len(units)} windows"
+            )
         if len(units) < 30:
             notes.append(f"domain {domain}: only {len(units)} evaluation windows; intervals will be wide")
     return notes
+
+
+def _context(model: ModelNeeds) -> str:
+    return f"{model.context:,}" if model.context < UNLIMITED_CONTEXT else "any"
 
 
 def show(plan: Plan) -> None:
@@ -191,7 +232,7 @@ def show(plan: Plan) -> None:
     console = Console()
     table = Table("model", "architecture", "weights", "context", "ids", "shared", "tokens", "tokenizer", "licence", padding=(0, 1, 0, 0))
     for m in plan.models:
-        table.add_row(m.label, m.architecture, f"{m.parameters / 1e6:,.0f} M", f"{m.context:,}" if m.context < UNLIMITED_CONTEXT else "any", f"{m.vocab_size:,}",
+        table.add_row(m.label, m.architecture, f"{m.parameters / 1e6:,.0f} M", _context(m), f"{m.vocab_size:,}",
                       f"{m.shared_vocabulary:.0%}", f"{m.train_tokens:,}", "exact" if m.tokenizer == "exact" else "lossy", m.licence or "?")  # fmt: skip
     if plan.models:
         console.table(table)

@@ -26,6 +26,7 @@ from lmfuse.train.settings import Training
 from lmfuse.yaml_strict import dump_yaml, load_yaml
 
 NonNegative = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Section(BaseModel):
@@ -80,7 +81,7 @@ class Arm(_Section):
     fuse: FuseMethod = MinCE()
     loss: LossMethod = KL()
     include_target: bool = False
-    learning_rate: float | None = Field(None, gt=0)
+    learning_rate: Rate | None = None
     clm_weight: dict[str, NonNegative] = {}
 
 
@@ -124,8 +125,8 @@ class Recipe(_Section):
     loss: LossMethod = KL()
     clm_weight: dict[str, NonNegative] = {}
     train: Training = Training()
-    learning_rates: tuple[float, ...] = ()
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    learning_rates: tuple[Rate, ...] = ()
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
     sources_used: Literal["auto", "all"] = "auto"
     arms: tuple[str | Arm, ...] = ("clm", "self", "fused")
     result: str = "fused"
@@ -159,6 +160,10 @@ class Recipe(_Section):
                 raise ValueError(
                     f"arms.{arm.name}.teacher: {did_you_mean(arm.teacher, ['none', 'self', 'sources', 'best_single', *names])}"
                 )
+        domains = {spec.domain for spec in self.text.train}
+        for arm in self.resolved_arms:
+            for domain in arm.clm_weight.keys() - domains:
+                raise ValueError(f"clm_weight: {did_you_mean(domain, domains)}")
         return self
 
     @property
@@ -193,6 +198,8 @@ def _explain(error: Mapping[str, Any], value: Any) -> str:
     kind, context = error["type"], error.get("ctx", {})
     if kind == "union_tag_invalid":
         return f"{where}.name: {did_you_mean(str(context['tag']), [tag.strip(chr(39)) for tag in context['expected_tags'].split(', ')])}"
+    if kind == "union_tag_not_found":
+        return f"{where}.name: is missing; name the method (`lmfuse methods` lists them)"
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{where}: {did_you_mean(str(error['loc'][-1]), _fields_beside(error['loc']))}"
     if kind == "missing" or kind == "missing_argument":

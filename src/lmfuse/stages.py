@@ -13,6 +13,7 @@ from lmfuse.collect import collect
 from lmfuse.console import Console
 from lmfuse.corpus import Corpus
 from lmfuse.evaluate.bits_per_byte import score_documents
+from lmfuse.evaluate.paired import bits_per_byte_by_domain
 from lmfuse.inputs import Inputs
 from lmfuse.memory import give_back
 from lmfuse.model_files import local_folder
@@ -166,7 +167,7 @@ class Stages:
             with publish(folder, kind="model", resume=True) as publication:
                 if not publication.reused:
                     self._train(job, settings, publication.path)
-                publication.drop("checkpoints", "tracker")
+                publication.drop("checkpoints")
                 publication.provenance |= {
                     "arm": arm.name, "learning_rate": job.learning_rate, "seed": job.seed, "target": self.inputs.facts("target").key,
                     "rows": {label: self.rows_folder(label).name for label in job.teachers},
@@ -184,12 +185,21 @@ class Stages:
         model = self._load(self.specs["target"])
         title = f"train {arm.name} (learning rate {job.learning_rate:g}, seed {job.seed})"
         by_domain = (lambda document: arm.clm_weight.get(document.domain, arm.loss.clm_weight)) if arm.clm_weight and teacher else None
+        evaluate = self._held_out if settings.evaluate_steps else None
+        tracker_folder = self.space.run / "tracker" / f"{arm.name}-{job.learning_rate:g}-{job.seed}"
         with self.console.task(title, round(model.count_tokens(documents) * settings.epochs)) as advance:
             train(
-                model, documents, teacher, arm.loss, settings, folder, document_weight=by_domain, progress=advance,
+                model, documents, teacher, arm.loss, settings, folder, document_weight=by_domain, evaluate=evaluate, progress=advance,
+                tracker_folder=tracker_folder,
                 on_event=lambda event: self.space.event("train", arm=arm.name, **event),
             )  # fmt: skip
         save_model(model, folder, dtype=self.recipe.target.dtype, source=local_folder(self.specs["target"]))
+
+    def _held_out(self, model: LanguageModel) -> dict[str, float]:
+        """Return bits per byte on held-out text by domain, while a model is trained."""
+        return bits_per_byte_by_domain(
+            score_documents(model, self.corpus.splits["held_out"], batch_tokens=self.recipe.evaluate.batch_tokens)
+        )
 
     def _load(self, spec: ModelSpec) -> LanguageModel:
         give_back()  # what the model before it held

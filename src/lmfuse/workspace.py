@@ -15,7 +15,7 @@ from lmfuse.artefacts import lock, write_atomic
 from lmfuse.errors import InputError
 from lmfuse.recipe import Recipe
 
-RUN_FILES = {"recipe.yaml", "plan.json", "events.jsonl", "report", "model"}
+RUN_FILES = {"recipe.yaml", "plan.json", "events.jsonl", "report", "model", "tracker"}
 ARTEFACT_VERSION = 1  # part of every key: raise it when the same inputs would give other bytes
 
 

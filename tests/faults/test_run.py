@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests import runs
 
@@ -95,3 +96,30 @@ with Pipeline.open(*(Path({str(tmp_path)!r}) / name for name in ("recipe.yaml", 
     time.sleep(0.1)
     with Pipeline.open(tmp_path / "recipe.yaml", tmp_path / "out", tmp_path / "cache"):
         pass
+
+
+def lay_out_pico(folder: Path) -> None:
+    """Write a recipe over the models and the text that ship with the package, small enough to be run several times."""
+    from lmfuse.demo import recipe_path
+
+    recipe = yaml.safe_load(recipe_path().read_text(encoding="utf-8"))
+    for model in (recipe["target"], *recipe["sources"]):
+        model["model"] = str((recipe_path().parent / model["model"]).resolve())
+    for specs, limit in ((recipe["text"]["train"], 10), (recipe["text"]["evaluation"], 3)):
+        for spec in specs:
+            spec |= {"path": str((recipe_path().parent / spec["path"]).resolve()), "limit": limit}
+    recipe["train"] |= {"epochs": 1, "checkpoint_steps": 1}
+    recipe |= {"sources_used": "all", "arms": ["clm", "fused"], "rows": {"k": 16, "shard_documents": 8}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+
+
+def test_the_pico_models_killed_in_collect_train_and_publish(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+        lay_out_pico(folder)
+    assert run(whole) == 0
+    for where, after in (("collect", 2), ("train", 2), ("publish", 1)):
+        assert run(killed, where, after) == -signal.SIGKILL
+    assert run(killed) == 0
+    assert contents(killed) == contents(whole)

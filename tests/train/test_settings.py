@@ -58,7 +58,7 @@ def test_cosine_agrees_with_transformers_after_warmup():
     "wrong",
     [
         {"learning_rate": 0.0}, {"learning_rate": math.inf}, {"epochs": -1.0}, {"batch_documents": 0}, {"warmup_ratio": 1.5}, {"beta1": 1.0},
-        {"schedule": "cosin"}, {"precision": "float16"}, {"seed": -1}, {"clip": -1.0}, {"tracker": "wandb"}, {"lerning_rate": 1e-3}, {"chunk": 0},
+        {"schedule": "cosin"}, {"precision": "float16"}, {"seed": -1}, {"clip": -1.0}, {"tracker": "tensorbored"}, {"lerning_rate": 1e-3}, {"chunk": 0},
     ],
 )  # fmt: skip
 def test_wrong_input(wrong):

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from lmfuse.disk import write_atomic
 from lmfuse.errors import InputError
 from lmfuse.report import plots
 
@@ -57,7 +58,9 @@ def render(report: Mapping[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("lmfuse.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    trained = set(report["arms"]) - set(report["sources"])  # a source lies so far off that it would squeeze the rest
+    trained = set(report["arms"]) - {
+        source["name"] for source in report["run"]["sources"]
+    }  # a source lies so far off that it would squeeze the rest
     macro = [found for found in report["comparisons"] if found["domain"] == "macro" and found["b"] in trained]
     figures = {"arms": plots.arms_by_domain(report)}
     if macro:
@@ -87,5 +90,5 @@ def render_folder(folder: Path) -> Path:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{source}: not a report ({error!r})", hint="run the recipe again; finished stages are reused") from None
     target = folder / "report" / "index.html"
-    target.write_text(page, encoding="utf-8")
+    write_atomic(target, page.encode())
     return target

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import is_tensorboard_available
+from accelerate.tracking import get_available_trackers
 
 from lmfuse.artefacts import content_key, write_atomic
 from lmfuse.errors import InputError, ModelError, ResourceError
@@ -132,8 +132,8 @@ def start_accelerator(model: LanguageModel, settings: Training, tracker_folder: 
     Raises:
         InputError: the tracker is not installed.
     """
-    if settings.tracker == "tensorboard" and not is_tensorboard_available():
-        raise InputError("tracker: tensorboard is not installed", hint="pip install 'lmfuse[tensorboard]', or tracker: none")
+    if settings.tracker != "none" and settings.tracker not in {tracker.value for tracker in get_available_trackers()}:
+        raise InputError(f"tracker: {settings.tracker} is not installed", hint=f"pip install {settings.tracker}, or tracker: none")
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     AcceleratorState._reset_state(reset_partial_state=not several)  # it is global; a run before in this process had its own precision
     accelerator = Accelerator(

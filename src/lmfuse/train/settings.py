@@ -43,7 +43,7 @@ class Training:
         evaluate_steps: steps between evaluations; 0 evaluates after the last step only.
         log_steps: steps averaged in one line of the training log.
         chunk: positions whose logits exist at one time.
-        tracker: where metrics are also sent, through accelerate.
+        tracker: where metrics are also sent, through accelerate; each but ``none`` is a package of its own.
 
     >>> Training(batch_documents=2, accumulation=4, epochs=3).num_steps(num_documents=10)
     4
@@ -73,7 +73,7 @@ class Training:
     evaluate_steps: Interval = 0
     log_steps: Count = 10
     chunk: Count = 256
-    tracker: Literal["none", "tensorboard"] = "none"
+    tracker: Literal["none", "tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "aim", "clearml", "swanlab"] = "none"
 
     @property
     def step_documents(self) -> int:
