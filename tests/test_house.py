@@ -109,6 +109,15 @@ def test_every_recipe_loads_and_survives_a_round_trip(path):
     assert parse_recipe(load_yaml(recipe.to_yaml(), "again")) == recipe
 
 
+def test_the_readmes_recipe_loads():
+    from lmfuse.recipe import parse_recipe
+    from lmfuse.yaml_strict import load_yaml
+
+    found = re.search(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert found
+    assert len(parse_recipe(load_yaml(found[1], "README.md")).sources) == 3
+
+
 def test_ci_runs_the_readmes_test_command():
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "make test" in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -61,10 +61,11 @@ def render(report: Mapping[str, Any]) -> str:
     trained = set(report["arms"]) - {
         source["name"] for source in report["run"]["sources"]
     }  # a source lies so far off that it would squeeze the rest
-    macro = [found for found in report["comparisons"] if found["domain"] == "macro" and found["b"] in trained]
+    result = report["run"].get("result", "fused")
+    shown = [c for c in report["comparisons"] if c["b"] in trained and (c["domain"] == "macro" or c["a"] == result)]
     figures = {"arms": plots.arms_by_domain(report)}
-    if macro:
-        figures["intervals"] = plots.intervals(macro)
+    if shown:
+        figures["intervals"] = plots.intervals(shown)
     curves = {arm: log for arm, log in report["run"].get("curves", {}).items() if log}
     if curves:
         figures["curves"] = plots.curves(curves)
