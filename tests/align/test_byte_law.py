@@ -21,6 +21,7 @@ from tests.align.test_pair import TEXT, encode, longest_first, random_rows, tota
 from tests.fakes import KINDS, shared
 
 LOSSLESS = ("gpt2", "gpt_neox", "llama2", "mistral", "qwen2_5")
+ALL = (*LOSSLESS, "t5", "bert_uncased")
 
 
 def rows_of(vocabulary: Vocabulary, *said: tuple[str, dict[str, float]]) -> Rows:
@@ -366,3 +367,20 @@ def test_real_tokenizers_telescope(source: str) -> None:
             own = document.nll_nats.sum(dtype=np.float64)
             assert_allclose(np.nansum(aligned.truth_nll_nats.astype(np.float64)), own, rtol=1e-5)
             assert aligned.taught[encoding.starts != encoding.ends].all()
+
+
+@pytest.mark.parametrize("source", ALL)
+def test_telescoping_over_every_real_tokenizer_on_text_that_none_of_them_changes(source):
+    texts = [f"the quick brown fox, the {word} of the town, jumps over {n} lazy dogs." for n, word in enumerate(("mayor", "unbelievable", "x"))]
+    documents = [Document.plain(text) for text in texts]
+    rng = np.random.default_rng(0)
+    theirs = real(source)
+    rows = [random_rows(rng, theirs.vocabulary, encoding, k=8) for encoding in theirs.encode_many(documents)]
+    nodes = prefix_nodes(theirs.vocabulary)
+    for target in ALL:
+        ours = real(target)
+        encodings = ours.encode_many(documents)
+        assert not any(encoding.masked_bytes for encoding in encodings)
+        pair = Pair(theirs.vocabulary, ours.vocabulary, np.zeros_like(nodes), nodes)
+        for document, aligned in zip(rows, align_many(ByteLaw(), rows, encodings, pair), strict=True):
+            assert_allclose(np.nansum(aligned.truth_nll_nats.astype(np.float64)), document.nll_nats.sum(dtype=np.float64), rtol=1e-5)
