@@ -23,7 +23,7 @@ def measured() -> dict:
 
 def test_all_weights_together_are_small_and_safetensors_only():
     files = [path for path in (FOLDER / "models").rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    assert {path.suffix for path in files} == {".json", ".safetensors", ".md"}
     assert sum(path.stat().st_size for path in files) <= 40_000_000
 
 

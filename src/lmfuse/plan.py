@@ -230,9 +230,9 @@ def show(plan: Plan) -> None:
     from lmfuse.console import Console
 
     console = Console()
-    table = Table("model", "architecture", "weights", "context", "ids", "shared", "tokens", "tokenizer", "licence", padding=(0, 1, 0, 0))
+    table = Table("model", "weights", "context", "ids", "shared", "tokens", "tokenizer", "licence", padding=(0, 1, 0, 0))
     for m in plan.models:
-        table.add_row(m.label, m.architecture, f"{m.parameters / 1e6:,.0f} M", _context(m), f"{m.vocab_size:,}",
+        table.add_row(m.label, f"{m.parameters / 1e6:,.0f} M", _context(m), f"{m.vocab_size:,}",
                       f"{m.shared_vocabulary:.0%}", f"{m.train_tokens:,}", "exact" if m.tokenizer == "exact" else "lossy", m.licence or "?")  # fmt: skip
     if plan.models:
         console.table(table)
