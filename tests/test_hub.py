@@ -96,6 +96,22 @@ def test_sharded_models_headers_longer_than_usual_and_servers_without_ranges(who
         assert look(server, tmp_path / "home", "owner/cut", "short")[0]["key"] == inspect_model(ModelSpec(str(cut))).key
 
 
+def test_a_server_that_sends_everything_is_not_listened_to(tmp_path):
+    wide = save_model(tmp_path / "wide", byte_bpe(), hidden=640, layers=4)
+    with hub(wide) as server:
+        server.knows_ranges = False
+        look(server, tmp_path / "home", "owner/wide")
+        assert server.sent["model.safetensors"] < (wide / "model.safetensors").stat().st_size / 2
+
+
+def test_a_run_stays_at_the_commit_it_began_with(whole, tmp_path, monkeypatch):
+    from lmfuse import model_files
+
+    monkeypatch.setattr(model_files, "fetch_snapshot", lambda name, revision, weights: tmp_path / (revision or "c0ffee"))
+    assert model_files.pinned(ModelSpec("owner/name")).revision == "c0ffee"
+    assert model_files.pinned(ModelSpec(str(whole))).revision is None
+
+
 def test_a_shard_that_would_never_be_fetched_is_missing(whole, tmp_path):
     odd = Path(shutil.copytree(whole, tmp_path / "odd"))
     names = shard(odd)

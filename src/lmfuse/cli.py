@@ -185,12 +185,14 @@ def main() -> None:
 def _stop_at_os_error(error: OSError) -> NoReturn:
     """Say what the system refused: a full disk (exit 5), or a path that cannot be used (exit 2)."""
     from lmfuse.disk import is_full
+    from lmfuse.memory import is_out_of_memory
 
-    full = is_full(error)
+    full, small = is_full(error), is_out_of_memory(error)
     what = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
     typer.secho(f"error: {what}", fg="red", err=True)
-    typer.echo(f"  try: {'free some disk space' if full else 'check the path and its permissions'}", err=True)
-    sys.exit(5 if full else 2)
+    remedy = "free some disk space" if full else "close other programs" if small else "check the path and its permissions"
+    typer.echo(f"  try: {remedy}", err=True)
+    sys.exit(5 if full or small else 2)
 
 
 if __name__ == "__main__":

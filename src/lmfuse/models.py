@@ -174,8 +174,10 @@ def checked_device(device: str | torch.device) -> torch.device:
     """
     try:
         place = torch.device(device)
+        if place.type == "meta":
+            raise RuntimeError("it computes nothing")
         torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as reason:
+    except (RuntimeError, AssertionError, ImportError) as reason:
         what = next(iter(str(reason).splitlines()), "")
         raise InputError(
             f"device {str(device)!r} cannot be used: {what}", "use cpu, cuda, cuda:0 or mps, whichever this machine has"

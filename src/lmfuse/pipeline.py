@@ -113,10 +113,18 @@ class Pipeline:
         rate = arm.learning_rate or self.learning_rate
         if arm.teacher == "none":
             return Job(arm, rate, seed)
-        named = {"self": ["target"], "sources": self.chosen_sources, "best_single": [self.best_single]}.get(arm.teacher, [arm.teacher])
+        named = self._named(arm.teacher)
         teachers = ("target", *named) if arm.include_target and arm.teacher != "self" else tuple(named)
         to_beat = {} if arm.teacher == "self" else self.clm_held_out_nats
         return Job(arm, rate, seed, teachers, {label: self._held_out_nats(label) for label in teachers}, to_beat)
+
+    def _named(self, teacher: str) -> list[str]:
+        """Return the labels of the models behind a recipe's word for a teacher; only what the word needs is found out."""
+        if teacher == "sources":
+            return self.chosen_sources
+        if teacher == "best_single":
+            return [self.best_single]
+        return ["target" if teacher == "self" else teacher]
 
     @cached_property
     def learning_rate(self) -> float:
@@ -169,7 +177,8 @@ class Pipeline:
     # ── measured values ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _given_scores(self, label: str, split: str) -> list[DocumentScore]:
-        return self.stages.scores(label, self.inputs.specs[label], self.inputs.facts(label).key, split)
+        key = self.inputs.facts(label).key  # first: it pins the commit of a hub model
+        return self.stages.scores(label, self.inputs.specs[label], key, split)
 
     def _held_out_nats(self, label: str) -> dict[str, float]:
         return nats_per_byte_by_domain(self._given_scores(label, "held_out"))

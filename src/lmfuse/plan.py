@@ -70,9 +70,15 @@ def free_memory() -> int:
 
 def free_disk(folder: Path) -> int:
     """Return the free bytes where a folder is or will be."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return shutil.disk_usage(_nearest(folder)).free
+
+
+def _nearest(folder: Path) -> Path:
+    return next(each for each in (folder, *folder.absolute().parents) if each.exists())
+
+
+def _same_disk(*folders: Path) -> bool:
+    return len({_nearest(folder).stat().st_dev for folder in folders}) == 1
 
 
 class _Problems(list[LmfuseError]):
@@ -90,8 +96,7 @@ def make_plan(inputs: Inputs) -> Plan:
     """Check a recipe's models, tokenizers and text, and add up what a run of it needs."""
     problems = _Problems()
     for label in inputs.specs:
-        problems.attempt(partial(inputs.facts, label))
-        problems.attempt(partial(inputs.tokenizer, label))
+        problems.attempt(partial(inputs.tokenizer, label))  # and its facts before that
     if not problems:
         problems.attempt(lambda: inputs.corpus)
     if problems:
@@ -112,6 +117,9 @@ def _model_needs(label: str, inputs: Inputs) -> ModelNeeds:
 def _judge(inputs: Inputs, needs: tuple[ModelNeeds, ...]) -> Plan:
     recipe, corpus, problems = inputs.recipe, inputs.corpus, _Problems()
     disk, memory = _disk_needed(recipe, needs), _memory_needed(inputs, needs)
+    fetch = sum(model.fetch_bytes for model in needs)
+    if fetch and _same_disk(inputs.cache, hub_cache()):
+        disk, fetch = disk + fetch, 0
     free, room = free_disk(inputs.cache), free_memory()
     if disk > free:
         problems.append(
@@ -120,8 +128,7 @@ def _judge(inputs: Inputs, needs: tuple[ModelNeeds, ...]) -> Plan:
                 hint="lower rows.k, use fewer arms or seeds, or name another --cache",
             )
         )
-    fetch, hub_room = sum(model.fetch_bytes for model in needs), free_disk(hub_cache())
-    if fetch > hub_room:
+    if fetch and fetch > (hub_room := free_disk(hub_cache())):
         problems.append(
             ResourceError(
                 f"{fetch / GIB:.1f} GiB of weights have to be fetched into {hub_cache()}, {hub_room / GIB:.1f} GiB are free",

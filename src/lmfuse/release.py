@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from lmfuse.artefacts import is_complete, publish, read_manifest, write_atomic
+from lmfuse.artefacts import content_key, is_complete, publish, read_manifest, write_atomic
 from lmfuse.console import Console
 from lmfuse.report.page import headline, render_folder
 
@@ -59,7 +59,8 @@ def release(run: Path, report: Mapping[str, Any], model: Path, recipe_yaml: str)
     (run / "report").mkdir(exist_ok=True)
     write_atomic(run / "report" / "report.json", (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
     target = run / "model"
-    if is_complete(target) and read_manifest(target).provenance.get("model") != model.name:
+    identity = {"model": model.name, "report": content_key(report)}
+    if is_complete(target) and not identity.items() <= read_manifest(target).provenance.items():
         shutil.rmtree(target)  # of an earlier run of this folder, over other text or other weights under the same names
     if not is_complete(target):
         with publish(target, kind="fused model") as publication:
@@ -67,7 +68,7 @@ def release(run: Path, report: Mapping[str, Any], model: Path, recipe_yaml: str)
                 if file.is_file() and file.name not in ("manifest.json", "README.md"):
                     shutil.copyfile(file, publication.path / file.name)
             (publication.path / "README.md").write_text(model_card(report, recipe_yaml), encoding="utf-8")
-            publication.provenance["model"] = model.name
+            publication.provenance |= identity
     return render_folder(run)
 
 

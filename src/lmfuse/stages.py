@@ -161,6 +161,7 @@ class Stages:
             settings,
             self._teaching(job),
             [arm.loss, arm.clm_weight] if job.teachers else None,
+            *([self.corpus.key("held_out"), self.recipe.evaluate.batch_tokens] if settings.evaluate_steps else []),  # in its log
         ]
         folder = self.space.artefact("models", content_key(identity))
         if not is_complete(folder):

@@ -371,7 +371,9 @@ def test_real_tokenizers_telescope(source: str) -> None:
 
 @pytest.mark.parametrize("source", ALL)
 def test_telescoping_over_every_real_tokenizer_on_text_that_none_of_them_changes(source):
-    texts = [f"the quick brown fox, the {word} of the town, jumps over {n} lazy dogs." for n, word in enumerate(("mayor", "unbelievable", "x"))]
+    texts = [
+        f"the quick brown fox, the {word} of the town, jumps over {n} lazy dogs." for n, word in enumerate(("mayor", "unbelievable", "x"))
+    ]
     documents = [Document.plain(text) for text in texts]
     rng = np.random.default_rng(0)
     theirs = real(source)

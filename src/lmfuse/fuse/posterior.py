@@ -75,7 +75,7 @@ class Posterior:
         if np.isinf(costs[best]) or best == len(alignments):
             return nothing(alignments)
         judged = np.flatnonzero(np.isfinite(costs[: len(alignments)]))
-        chosen = [alignments[source] for source in judged]
+        chosen = [alignments[source] for source in judged.tolist()]
         nll_nats = np.stack([each.truth_nll_nats for each in chosen]).astype(np.float64)
         weights = self.weights(nll_nats, -self.prior_bytes * costs[judged])
         fused = blend(chosen, weights, self.k)

@@ -40,7 +40,7 @@ class Training:
         gradient_checkpointing: compute activations twice and keep few of them. Published: on. It changes memory and time only.
         seed: of the data order and of dropout, where the model has any.
         checkpoint_steps: steps between checkpoints; 0 keeps one at the end only.
-        evaluate_steps: steps between evaluations; 0 evaluates after the last step only.
+        evaluate_steps: steps between evaluations on held-out text; 0: none while training.
         log_steps: steps averaged in one line of the training log.
         chunk: positions whose logits exist at one time.
         tracker: where metrics are also sent, through accelerate; each but ``none`` is a package of its own.
