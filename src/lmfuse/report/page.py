@@ -58,9 +58,8 @@ def render(report: Mapping[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("lmfuse.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    trained = set(report["arms"]) - {
-        source["name"] for source in report["run"]["sources"]
-    }  # a source lies so far off that it would squeeze the rest
+    given = {"target", *(source["name"] for source in report["run"]["sources"])}  # so far off that they would squeeze the rest
+    trained = set(report["arms"]) - given
     result = report["run"].get("result", "fused")
     shown = [c for c in report["comparisons"] if c["b"] in trained and (c["domain"] == "macro" or c["a"] == result)]
     figures = {"arms": plots.arms_by_domain(report)}
