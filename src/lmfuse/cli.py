@@ -163,6 +163,7 @@ def demo(
 def main() -> None:
     """Run the command line; turn our errors into two lines and the documented exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")  # every length of a batch is kernels of its own: 1024 fill gigabytes
     try:
         app()
     except LmfuseError as error:
