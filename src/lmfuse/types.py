@@ -286,6 +286,7 @@ class Alignment:
         truth_nll_nats: the source's negative log-likelihood of the target token's own bytes where the method can tell, else ``nan``.
         lost_mass: for each target token the probability among kept candidates that found no target id (now in the tail).
         one_hot: True where a published fallback put all probability on one id instead of a source's row.
+        boundary: True where the token ends with a token of the source: the chunks that both tokenizations share end there.
     """
 
     source_row: Integer[np.ndarray, "T"]
@@ -293,6 +294,7 @@ class Alignment:
     truth_nll_nats: Float[np.ndarray, "T"]
     lost_mass: Float[np.ndarray, "T"]
     one_hot: Bool[np.ndarray, "T"]
+    boundary: Bool[np.ndarray, "T"]
 
     @property
     def taught(self) -> Bool[np.ndarray, "T"]:

@@ -17,7 +17,7 @@ def alignment(rows: list[dict[int, float] | None], vocab_size: int = 9, k: int =
             topk.tail[token] = np.log(max(1 - sum((row or {}).values()), 0))
     source_row = np.array([-1 if row is None else token for token, row in enumerate(rows)], dtype=np.int64)
     nll = np.full(len(rows), np.nan) if truth is None else np.array(truth, dtype=np.float64)
-    return Alignment(source_row, topk, nll, np.zeros(len(rows)), np.zeros(len(rows), bool))
+    return Alignment(source_row, topk, nll, np.zeros(len(rows)), np.zeros(len(rows), bool), source_row >= 0)
 
 
 def random_alignment(rng: np.random.Generator, num_tokens: int, vocab_size: int, k: int) -> Alignment:

@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 
 from lmfuse.align.pair import Pair
 from lmfuse.align.project import as_topk, gather_targets
-from lmfuse.align.spans import Cuts, Support, check_vocabularies, no_alignment
+from lmfuse.align.spans import Cuts, Support, check_vocabularies, ends_together, no_alignment
 from lmfuse.types import Alignment, Encoding, Rows
 
 TINY = np.float32(1e-38)
@@ -80,7 +80,7 @@ class ByteLaw:
         ids, kept, lost, cut = gather_targets(onto, mass, k, pinned=target.ids)
         topk = as_topk(ids, kept, tail + lost + cut, pair.target.size)
         nll = np.where(cuts.known, truth_nll, np.nan).astype(np.float32)
-        return Alignment(np.where(cuts.known, row, -1), topk, nll, lost, np.zeros(num_tokens, bool))
+        return Alignment(np.where(cuts.known, row, -1), topk, nll, lost, np.zeros(num_tokens, bool), ends_together(rows, target))
 
 
 def conditioned(

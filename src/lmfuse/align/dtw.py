@@ -39,7 +39,7 @@ from rapidfuzz.process import cdist
 from lmfuse.align.min_ed import exact_string_map, min_ed_map
 from lmfuse.align.pair import Pair
 from lmfuse.align.project import project
-from lmfuse.align.spans import check_vocabularies
+from lmfuse.align.spans import check_vocabularies, ends_together
 from lmfuse.align.strings import BYTE_LEVEL_MARKER, respell, space_marker
 from lmfuse.types import Alignment, Encoding, Rows, TopK, VocabularyMap
 
@@ -125,7 +125,7 @@ class Dtw:
         fallback = np.flatnonzero(one_hot)
         certain = TopK.certain(target.ids[fallback - (self.one_hot == "current")], k, onto.target_size)
         topk.ids[fallback], topk.log_probs[fallback], topk.tail[fallback] = certain.ids, certain.log_probs, certain.tail
-        return Alignment(source_row, topk, nll, lost, one_hot)
+        return Alignment(source_row, topk, nll, lost, one_hot, ends_together(rows, target))
 
 
 @plain_dataclass(frozen=True)

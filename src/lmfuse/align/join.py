@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from lmfuse.align.pair import Pair
 from lmfuse.align.project import as_topk, gather_targets, spread
-from lmfuse.align.spans import Support, check_vocabularies, join_on_bytes, no_alignment
+from lmfuse.align.spans import Support, check_vocabularies, ends_together, join_on_bytes, no_alignment
 from lmfuse.types import Alignment, Encoding, Rows
 
 
@@ -52,4 +52,4 @@ class Join:
         ids, mass, lost, cut = gather_targets(onto, mass, k, pinned=target.ids)
         topk = as_topk(ids, mass, tail + lost + cut, pair.target.size)
         nll = np.where((found >= 0) & (rows.ends[row] == target.ends), rows.nll_nats[row], np.nan).astype(np.float32)
-        return Alignment(found, topk, nll, lost, np.zeros(len(found), bool))
+        return Alignment(found, topk, nll, lost, np.zeros(len(found), bool), ends_together(rows, target))

@@ -46,7 +46,7 @@ def no_alignment(num_tokens: int, k: int, vocab_size: int) -> Alignment:
     """Return the alignment of a source that says nothing."""
     unknown = TopK.unknown(num_tokens, k, vocab_size)
     nan, zero = np.full(num_tokens, np.nan, np.float32), np.zeros(num_tokens, np.float32)
-    return Alignment(np.full(num_tokens, -1), unknown, nan, zero, np.zeros(num_tokens, bool))
+    return Alignment(np.full(num_tokens, -1), unknown, nan, zero, np.zeros(num_tokens, bool), np.zeros(num_tokens, bool))
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,19 @@ def join_on_bytes(rows: Rows, target: Encoding) -> Int[np.ndarray, "T"]:
     return np.where(meets, row, -1)
 
 
+def ends_together(rows: Rows, target: Encoding) -> Bool[np.ndarray, "T"]:
+    """Return for each target token whether a token of the source ends at the same byte.
+
+    >>> rows = Rows(np.array([0, 5]), np.array([5, 9]), np.array([1, 2]), np.zeros(2, np.float32), TopK.unknown(2, k=1, vocab_size=9))
+    >>> ends_together(rows, Encoding(np.array([0, 4, 4, 4]), np.array([-1, 0, 3, 5]), np.array([-1, 3, 5, 9]))).tolist()
+    [False, False, True, True]
+    """
+    if not len(rows):
+        return np.zeros(len(target.ids), bool)
+    row = np.minimum(np.searchsorted(rows.ends, target.ends), len(rows) - 1)
+    return (target.starts >= 0) & (rows.ends[row] == target.ends)
+
+
 def align_many(
     method: Callable[[Rows, Encoding, Pair], Alignment],
     rows: Sequence[Rows],
@@ -238,4 +251,5 @@ def _separate(whole: Alignment, rows: Sequence[Rows], targets: Sequence[Encoding
     source_row = np.where(whole.source_row >= 0, whole.source_row - first_row, -1)
     bounds = np.append(0, np.cumsum(num_tokens)).tolist()
     cut = [slice(first, last) for first, last in pairwise(bounds)]
-    return [Alignment(source_row[c], whole.topk[c], whole.truth_nll_nats[c], whole.lost_mass[c], whole.one_hot[c]) for c in cut]
+    others = (whole.truth_nll_nats, whole.lost_mass, whole.one_hot, whole.boundary)
+    return [Alignment(source_row[c], whole.topk[c], *(each[c] for each in others)) for c in cut]

@@ -31,7 +31,7 @@ class MinCE:
 
     >>> from lmfuse.types import TopK
     >>> def always(token):  # a source that is certain of one of 9 tokens, twice
-    ...     return Alignment(np.arange(2), TopK.certain(np.array([token, token]), 1, 9), np.zeros(2), np.zeros(2), np.zeros(2, bool))
+    ...     return Alignment(np.arange(2), TopK.certain(np.array([token, token]), 1, 9), *np.zeros((2, 2)), *np.zeros((2, 2), bool))
     >>> MinCE()([always(3), always(5)], np.array([0.7, 0.6])).topk.ids.tolist()
     [[5], [5]]
     >>> MinCE()([always(3), always(5)], np.array([0.7, 0.6, 0.5])).winner.tolist()

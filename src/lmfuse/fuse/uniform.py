@@ -24,7 +24,7 @@ class Uniform:
 
     >>> from lmfuse.types import TopK
     >>> def always(token):  # a source that is certain of one of 9 tokens
-    ...     return Alignment(np.arange(1), TopK.certain(np.array([token]), 1, 9), np.zeros(1), np.zeros(1), np.zeros(1, bool))
+    ...     return Alignment(np.arange(1), TopK.certain(np.array([token]), 1, 9), *np.zeros((2, 1)), *np.zeros((2, 1), bool))
     >>> rows = Uniform()([always(3), always(5)], np.zeros(2)).topk
     >>> rows.ids.tolist(), np.exp(rows.log_probs).tolist()
     ([[3, 5]], [[0.5, 0.5]])
