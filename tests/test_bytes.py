@@ -434,6 +434,26 @@ def test_first_pieces_of_a_batch_are_those_of_single_calls(name):
             assert piece.startswith(vocabulary.bytes_of(token_id))
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_all_pieces_begin_with_the_first_and_write_the_string(name):
+    tokenizer, other = byte_tokenizer(name), byte_tokenizer("metaspace_bpe")
+    strings = [other.vocabulary.bytes_of(i) for i in range(other.vocabulary.size)]
+    strings += ["東京 and".encode(), "東".encode()[1:], b" qzx 12345\xe6", b"\xff", b"", b"</s> x", b"\n\n"]
+    found = tokenizer.pieces(strings)
+    assert [ids[0] if ids else -1 for ids in found] == tokenizer.first_pieces(strings).tolist()
+    vocabulary = tokenizer.vocabulary
+    assert all(vocabulary.lengths[n] > 0 for ids in found for n in ids)
+    if name in LOSSLESS:
+        written = [b"".join(vocabulary.bytes_of(n) for n in ids) for ids in found]
+        assert all(string.startswith(begin) for string, begin in zip(strings, written, strict=True))
+        assert sum(map(len, written)) > 0.97 * sum(map(len, strings))
+
+
+def test_pieces_by_hand():
+    tokenizer = ByteTokenizer.from_tokenizer(llama())
+    assert tokenizer.pieces([b"ab", b" ab", b"b a", b"", b"\xe6a"]) == [[260, 261], [263, 261], [261, 263], [], [3 + 0xE6, 260]]
+
+
 def test_of_two_tokens_with_the_same_bytes_the_one_that_is_written_wins():
     tokenizer = ByteTokenizer.from_tokenizer(llama())
     assert tokenizer.vocabulary.bytes_of(3 + ord("a")) == tokenizer.vocabulary.bytes_of(260) == b"a"
@@ -555,8 +575,8 @@ def test_add_bos_token_without_a_template(tmp_path):
     [
         ({}, ["no tokenizer.json"]),
         ({"tokenizer.model": "x"}, ["slow tokenizer", "tokenizer.model"]),
-        ({"tokenizer.json": "{"}, ["tokenizer.json", "not a tokenizer.json"]),
-        ({"tokenizer.json": "[]"}, ["not a tokenizer.json"]),
+        ({"tokenizer.json": "{"}, ["tokenizer.json", "not JSON"]),
+        ({"tokenizer.json": "[]"}, ["tokenizer.json", "expected an object"]),
         ({"tokenizer.json": None, "tokenizer_config.json": "{"}, ["tokenizer_config.json", "not JSON"]),
         ({"tokenizer.json": None, "special_tokens_map.json": "[]"}, ["special_tokens_map.json", "expected an object"]),
     ],

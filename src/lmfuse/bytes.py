@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,16 @@ from jaxtyping import Int
 from tokenizers import Tokenizer
 
 from lmfuse.bytes_encoders import piece_encoder, text_encoder
-from lmfuse.bytes_files import read_folder
+from lmfuse.bytes_files import library_errors, read_folder
 from lmfuse.bytes_losses import GENERAL_PROBE, possible_losses
 from lmfuse.bytes_spans import checked_spans, exact_spans, spans_around
-from lmfuse.bytes_vocabulary import Given, control_strings, read_vocabulary, start_ids
+from lmfuse.bytes_vocabulary import Given, control_strings, left_out, read_vocabulary, start_ids
 from lmfuse.errors import TextError, TokenizerError
 from lmfuse.types import Document, Encoding
 
 CHUNK_CHARACTERS = 1 << 20  # of text tokenised at once: bounds memory, feeds all threads
 CHUNK_PIECES = 1 << 16
+GAVE_UP = ("tokenizer: the tokenizers library gave up on a text", "use a model whose tokenizer has a well-known pattern")
 
 
 class ByteTokenizer:
@@ -40,18 +42,20 @@ class ByteTokenizer:
             but masked and counted all the same.
         key: a hash of the vocabulary and of everything that can change an encoding.
         start_ids: what stands before a plain text: usually one token, sometimes none.
+        left_out: control tokens that the vocabulary lacks because the model has no rows for them.
     """
 
-    def __init__(self, tokenizer: Tokenizer, named: Mapping[str, str], document_start: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, named: Mapping[str, str], document_start: str, rows: int | None = None) -> None:
         """Use ``from_tokenizer``, which explains the arguments."""
         given = Given.read(tokenizer)
         named = {"unk": given.unknown, **named} if given.unknown is not None else named
         ids = {name: given.id_of(text, name) for name, text in named.items()}
-        self._given = (tokenizer, dict(named), document_start)
+        self._given = (tokenizer, dict(named), document_start, rows)
         self.start_ids = start_ids(given, ids, document_start)
         ids |= {"start": self.start_ids[-1]} if self.start_ids else {}
         silent = control_strings(given, set(named.values()))
-        self.vocabulary = read_vocabulary(given, silent, ids)
+        self.left_out = left_out(given, silent, ids, rows)
+        self.vocabulary = read_vocabulary(given, silent, ids, self.left_out)
         self._encoder = text_encoder(given, silent)
         self._pieces = None if given.spelling.is_wordpiece else piece_encoder(given, silent)
         self._byte_tokens = frozenset(given.byte_tokens.values())
@@ -67,7 +71,9 @@ class ByteTokenizer:
         eos: str | None = None,
         pad: str | None = None,
         unk: str | None = None,
+        end_of_turn: str | None = None,
         document_start: str = "auto",
+        rows: int | None = None,
     ) -> ByteTokenizer:
         """Read a fast tokenizer as bytes; it is not changed, and its truncation, padding and template are not used.
 
@@ -77,36 +83,38 @@ class ByteTokenizer:
             eos: the token that ends a text.
             pad: the token that fills up a batch.
             unk: the token for what is unknown; the model's own where not given.
+            end_of_turn: the token that ends a turn of a conversation.
             document_start: what stands before a plain text: "auto" (what the tokenizer's template adds in front, else
                 ``<|endoftext|>``, else bos, else eos, else nothing), "none", or the string of a token.
+            rows: how many rows the model's embedding has; control tokens beyond them that nothing needs are left out.
 
         Raises:
             TokenizerError: a kind that cannot be read as bytes, or a token string that it does not have.
         """
-        given = {"bos": bos, "eos": eos, "pad": pad, "unk": unk}
-        return cls(tok, {name: text for name, text in given.items() if text is not None}, document_start)
+        given = {"bos": bos, "eos": eos, "pad": pad, "unk": unk, "end_of_turn": end_of_turn}
+        return cls(tok, {name: text for name, text in given.items() if text is not None}, document_start, rows)
 
     @classmethod
-    def load(cls, folder: Path, document_start: str = "auto") -> ByteTokenizer:
-        """Read the tokenizer of a model folder: tokenizer.json, with tokenizer_config.json and special_tokens_map.json where they exist.
+    def load(cls, folder: Path, document_start: str = "auto", rows: int | None = None) -> ByteTokenizer:
+        """Read the tokenizer of a model folder: tokenizer.json, and what its other files say of it (see ``bytes_files.read_folder``).
 
         Named tokens that the vocabulary does not have are left out: transformers would give them ids that the model has no rows for.
 
         Raises:
-            TokenizerError: no tokenizer.json, a broken file, or a kind that cannot be read as bytes.
+            TokenizerError: no tokenizer.json, a broken or unsafe file, unfit ids, a part that does not end, or a kind that cannot be read
+                as bytes.
         """
-        tok, names, add_bos = read_folder(folder)
-        known = {name: text for name, text in names.items() if tok.token_to_id(text) is not None}
-        if document_start == "auto" and add_bos and "bos" in known and not Given.read(tok).start_template:
-            document_start = known["bos"]
+        found = read_folder(folder)
         try:
-            return cls(tok, known, document_start)
+            with library_errors(*GAVE_UP):
+                if document_start == "auto" and found.add_bos and "bos" in found.named and not Given.read(found.tokenizer).start_template:
+                    document_start = found.named["bos"]
+                return cls(found.tokenizer, found.named, document_start, rows)
         except TokenizerError as error:
             raise TokenizerError(f"{folder}: {error}", error.hint) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
-        tokenizer, named, document_start = self._given  # the encoders' switches do not survive pickling; what was given does
-        return type(self), (tokenizer, named, document_start)
+        return type(self), self._given  # the encoders' switches do not survive pickling; what was given does
 
     @cached_property
     def key(self) -> str:
@@ -128,8 +136,9 @@ class ByteTokenizer:
         texts = [_plain_text(document) for document in documents]
         encodings: list[Encoding] = []
         for chunk in _chunks(texts):
-            for text, found in zip(chunk, self._encoder.encode_batch_fast(chunk, add_special_tokens=False), strict=True):
-                encodings.append(self._walk(text, np.asarray(found.ids, np.int64)))
+            with library_errors(*GAVE_UP):
+                found = self._encoder.encode_batch_fast(chunk, add_special_tokens=False)
+            encodings += [self._walk(text, np.asarray(each.ids, np.int64)) for text, each in zip(chunk, found, strict=True)]
         return encodings
 
     def _walk(self, text: str, ids: Int[np.ndarray, "T"]) -> Encoding:
@@ -164,6 +173,24 @@ class ByteTokenizer:
                 found[i] = self._longest_prefix(piece)
         return found[inverse]
 
+    def pieces(self, strings: Sequence[bytes]) -> list[list[int]]:
+        """Return for each byte string all ids that this tokenizer would write for it in the middle of a text, as far as it can.
+
+        By the rules of ``first_pieces``, whose answer stands first in each list. Where encoding says nothing, the longest token that the
+        rest begins with is taken again and again; a list ends before the first id that writes nothing (an unknown character).
+        """
+        found = {string: [self._exact[string]] if string in self._exact else [] for string in strings}
+        missing = [string for string, ids in found.items() if string and not ids]
+        texts = [(string, text) for string in missing if (text := _decoded(string)) is not None]
+        for (string, _), ids in zip(texts, self._encode_pieces([text for _, text in texts]), strict=True):
+            found[string] = list(takewhile(lambda token_id: self.vocabulary.lengths[token_id] > 0, ids))
+        for string in missing:
+            rest = b"" if found[string] else string
+            while (longest := self._longest_prefix(rest)) >= 0:
+                found[string].append(longest)
+                rest = rest[self.vocabulary.lengths[longest] :]
+        return [list(found[string]) for string in strings]
+
     @cached_property
     def _exact(self) -> dict[bytes, int]:
         """Bytes -> id. Of several tokens with the same bytes the one that the tokenizer writes, else a literal one, else the lowest id."""
@@ -184,7 +211,9 @@ class ByteTokenizer:
             if self._pieces is None:
                 yield from ([] for _ in chunk)
             else:
-                yield from (encoding.ids for encoding in self._pieces.encode_batch_fast(chunk, add_special_tokens=False))
+                with library_errors(*GAVE_UP):
+                    found = self._pieces.encode_batch_fast(chunk, add_special_tokens=False)
+                yield from (encoding.ids for encoding in found)
 
     def _longest_prefix(self, piece: bytes) -> int:
         lengths = range(min(len(piece), int(self.vocabulary.lengths.max(initial=0))), 0, -1)

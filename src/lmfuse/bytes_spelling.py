@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from lmfuse.errors import TokenizerError
@@ -21,6 +22,7 @@ from lmfuse.errors import TokenizerError
 Node = dict[str, Any]  # one part of a tokenizer.json: {"type": ..., its options}
 CHILDREN = ("normalizers", "pretokenizers", "decoders", "processors")
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+MOST_REPLACED, MOST_GROWTH = 64, 16  # replacements in a row, and how much longer they make a token; a few dozen doublings fill any memory
 NOT_SPACED = (".", "?", "!", ",", "n't", "'m", "'s", "'ve", "'re")  # WordPiece's decoder with cleanup writes no space before these
 
 
@@ -121,6 +123,8 @@ def read_spelling(state: Node) -> Spelling:
                 pass  # Strip takes the dummy prefix off a whole text; tokens keep theirs
             case _:
                 raise _unreadable(f"decoder {node.get('type')!r}")
+    if len(replace) > MOST_REPLACED or prod(max((len(new) + (not old)) / max(len(old), 1), 1) for old, new in replace) > MOST_GROWTH:
+        raise _unreadable(f"decoder of {len(replace)} replacements (more than {MOST_REPLACED}, or text {MOST_GROWTH} times as long)")
     if model.get("end_of_word_suffix"):
         raise _unreadable(f"end_of_word_suffix {model['end_of_word_suffix']!r}")
     if model.get("continuing_subword_prefix") and "word_prefix" not in found:

@@ -122,6 +122,10 @@ def start_ids(given: Given, named: Mapping[str, int], document_start: str) -> tu
     if document_start != "auto":
         return (given.id_of(document_start, "document_start"),)
     if given.start_template:
+        for token_id in given.start_template:
+            if given.tokenizer.id_to_token(token_id) is None:
+                message = f"tokenizer: post_processor puts id {token_id} before every text, which is no token"
+                raise TokenizerError(message, hint="fetch the file again, or give document_start")
         return given.start_template
     candidates = (given.tokenizer.token_to_id(END_OF_TEXT), named.get("bos"), named.get("eos"))
     return next(((int(token_id),) for token_id in candidates if token_id is not None), ())
@@ -138,21 +142,43 @@ def control_strings(given: Given, named: set[str]) -> frozenset[str]:
     return frozenset(special) - {text for text, ids in zip(plain, written, strict=True) if given.own[text] in ids}
 
 
-def read_vocabulary(given: Given, silent: frozenset[str], control: Mapping[str, int]) -> Vocabulary:
+def read_vocabulary(given: Given, silent: frozenset[str], control: Mapping[str, int], without: tuple[str, ...] = ()) -> Vocabulary:
     """Return what every id writes.
 
     Args:
         given: the tokenizer.
         silent: strings of the tokens that carry no bytes.
         control: ids by class, for the vocabulary.
+        without: tokens that get no id (see ``left_out``).
+
+    Raises:
+        TokenizerError: no token writes anything.
     """
     added = {token.content: i for i, token in given.added.items()}
-    size = 1 + max([*given.own.values(), *added.values()], default=-1)
+    dropped = frozenset(without)
+    ids = {text: i for text, i in (given.own | added).items() if text not in dropped}
+    size = 1 + max(ids.values(), default=-1)
     spelled, tokens = [""] * size, [b""] * size
     read = given.spelling.reader()
     spells_added = not (given.spelling.byte_level or given.spelling.is_wordpiece)  # else what was added is spelled as it is
-    for text, i in (given.own | added).items():
+    for text, i in ids.items():
         spelled[i] = text
         if text not in silent:
             tokens[i] = read(text) if spells_added or text in given.own else text.encode()
-    return Vocabulary.from_tokens(tokens, strings=spelled, control=control)
+    if not any(tokens):
+        raise TokenizerError(f"tokenizer: none of its {len(ids)} tokens writes text: all are control tokens", "use another model")
+    return Vocabulary.from_tokens(tokens, strings=spelled, control={name: i for name, i in control.items() if i < size})
+
+
+def left_out(given: Given, silent: frozenset[str], control: Mapping[str, int], rows: int | None) -> tuple[str, ...]:
+    """Return the tokens that are left out because the model has no row for them.
+
+    Some published models have control tokens (padding, an image's place) beyond the rows of their embedding. That does no harm where no
+    text is ever encoded to them and nothing needs them: all tokens from ``rows`` on are left out if each is a control token, and none
+    begins or ends a text or stands for what is unknown. Else none is, and the vocabulary is larger than the model: an error.
+    """
+    if rows is None:
+        return ()
+    outside = {i: text for text, i in [*given.own.items(), *((token.content, i) for i, token in given.added.items())] if i >= rows}
+    needed = {control[name] for name in ("start", "bos", "eos", "unk") if name in control}
+    return () if needed & outside.keys() or not silent.issuperset(outside.values()) else tuple(outside[i] for i in sorted(outside))

@@ -12,7 +12,7 @@ from pathlib import Path
 from lmfuse.errors import LmfuseError, ModelError, ResourceError
 from lmfuse.safetensors_header import LONGEST_HEADER, SafetensorsHeader, parse_header
 
-SMALL_FILES = ["*.json", "tokenizer.model", "merges.txt", "vocab.txt", "README.md", "LICENSE*"]
+SMALL_FILES = ["*.json", "chat_template.jinja", "tokenizer.model", "merges.txt", "vocab.txt", "README.md", "LICENSE*"]
 WEIGHT_FILES = ["model*.safetensors"]
 TIMEOUT_SECONDS = 30.0  # of silence
 USUAL_HEADER = 100_000  # bytes; holds that of most models, so one request is enough

@@ -8,7 +8,7 @@ from pathlib import Path
 from lmfuse.bytes import ByteTokenizer
 from lmfuse.corpus import Corpus, prepare_corpus
 from lmfuse.model_files import pinned
-from lmfuse.models import ModelFacts, inspect_model, load_tokenizer
+from lmfuse.models import ModelFacts, inspect_with_tokenizer
 from lmfuse.recipe import Recipe, model_specs
 
 
@@ -28,14 +28,12 @@ class Inputs:
         """Return what is known of a model without reading its weights."""
         if label not in self._facts:
             self.specs[label] = pinned(self.specs[label])
-            self._facts[label] = inspect_model(self.specs[label], self.cache)
+            self._facts[label], self._tokenizers[label] = inspect_with_tokenizer(self.specs[label], self.cache)
         return self._facts[label]
 
     def tokenizer(self, label: str) -> ByteTokenizer:
         """Return a model's tokenizer."""
-        if label not in self._tokenizers:
-            self.facts(label)  # pins the commit
-            self._tokenizers[label] = load_tokenizer(self.specs[label])
+        self.facts(label)
         return self._tokenizers[label]
 
     @cached_property

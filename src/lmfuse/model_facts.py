@@ -14,8 +14,11 @@ from typing import Any
 from lmfuse.artefacts import content_key, write_atomic
 from lmfuse.bytes import ByteTokenizer
 from lmfuse.errors import LmfuseError, ModelError
+from lmfuse.folder_files import read_object
 from lmfuse.model_files import ModelFolder, ModelSpec, look_at
+from lmfuse.types import Vocabulary
 
+EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in)\.weight$")
 UNLIMITED_CONTEXT = 1 << 30
 WORTH_CACHING = 16 << 20  # bytes; hashing less than this costs no more than looking the hash up
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
@@ -35,6 +38,7 @@ class ModelFacts:
         num_layers: how many blocks it stacks.
         vocab_size: rows of its output, padding included.
         tokenizer_size: ids of its tokenizer.
+        tokens_left_out: control tokens of its tokenizer that have no row and that nothing needs.
         licence: what its folder says, or ``""``.
         dtype: the type of most of its numbers on disk, as safetensors spells it.
         key: a hash of its configuration and weights; other weights, another key.
@@ -49,6 +53,7 @@ class ModelFacts:
     num_layers: int
     vocab_size: int
     tokenizer_size: int
+    tokens_left_out: tuple[str, ...]
     licence: str
     dtype: str
     key: str
@@ -62,18 +67,24 @@ def inspect_model(spec: ModelSpec, cache: Path | None = None) -> ModelFacts:
         cache: folder in which hashes of large files are remembered; default ``$LMFUSE_CACHE`` or ``~/.cache/lmfuse``.
 
     Raises:
-        ModelError: see ``look_at``; or the tokenizer has more ids than the model has rows.
+        ModelError: see ``look_at``; or the embedding has another number of rows than the configuration says, or the tokenizer has more ids.
         TokenizerError: the tokenizer cannot be read as bytes.
     """
+    return inspect_with_tokenizer(spec, cache)[0]
+
+
+def inspect_with_tokenizer(spec: ModelSpec, cache: Path | None = None) -> tuple[ModelFacts, ByteTokenizer]:
+    """Return what ``inspect_model`` returns, and the tokenizer that it has read on the way."""
     checked = look_at(spec)
     config = load_config(checked).get_text_config(decoder=True)
-    tokenizer = ByteTokenizer.load(checked.path, spec.document_start)
-    check_vocabulary(checked.path, tokenizer.vocabulary.size, config.vocab_size)
+    check_embedding(checked, config.vocab_size)
+    tokenizer = ByteTokenizer.load(checked.path, spec.document_start, config.vocab_size)
+    check_vocabulary(checked.path, tokenizer.vocabulary, config.vocab_size)
     entries = [entry for header in checked.headers.values() for entry in header.tensors.values()]
     numbers: Counter[str] = Counter()
     for entry in entries:
         numbers[entry.dtype] += entry.size
-    return ModelFacts(
+    facts = ModelFacts(
         architecture=architecture_of(checked),
         parameters=sum(entry.size for entry in entries),
         bytes_on_disk=sum(header.num_bytes for header in checked.headers.values()),
@@ -83,10 +94,12 @@ def inspect_model(spec: ModelSpec, cache: Path | None = None) -> ModelFacts:
         num_layers=int(config.num_hidden_layers),
         vocab_size=int(config.vocab_size),
         tokenizer_size=tokenizer.vocabulary.size,
+        tokens_left_out=tokenizer.left_out,
         licence=licence_of(checked.path),
         dtype=max(numbers, key=lambda name: (numbers[name], name), default=""),
         key=model_key(checked, cache),
     )
+    return facts, tokenizer
 
 
 def load_config(checked: ModelFolder) -> Any:
@@ -120,16 +133,56 @@ def context_of(config: Any) -> int:
     return next((value for value in values if isinstance(value, int) and value > 0), UNLIMITED_CONTEXT)
 
 
-def check_vocabulary(where: Path | str, tokenizer_size: int, rows: int) -> None:
+def check_embedding(checked: ModelFolder, rows: int) -> None:
+    """Refuse weights whose embedding has another number of rows than the configuration says, before they are read.
+
+    Only names that every transformers model uses for its embedding of tokens are looked at; of several, one that fits is enough.
+
+    Raises:
+        ModelError: none of the embeddings fits.
+    """
+    found = {
+        (path, name): entry.shape[0]
+        for path, header in checked.headers.items()
+        for name, entry in header.tensors.items()
+        if EMBEDDING.search(name) and len(entry.shape) == 2
+    }
+    if found and rows not in found.values():
+        (path, name), held = next(iter(found.items()))
+        raise ModelError(
+            f"{path}: the embedding {name} has {held} rows, config.json says {rows} (vocab_size)",
+            "the folder mixes the files of two models",
+        )
+
+
+def check_vocabulary(where: Path | str, vocabulary: Vocabulary, rows: int) -> None:
     """Refuse a tokenizer with ids that the model has no row for. More rows than ids are padding.
 
     Raises:
         ModelError: the tokenizer is larger than the model.
     """
-    if tokenizer_size > rows:
+    if vocabulary.size > rows:
+        last = vocabulary.strings[-1]
         raise ModelError(
-            f"{where}: the tokenizer has {tokenizer_size} ids, the model only {rows} rows", "the folder mixes the files of two models"
+            f"{where}: the tokenizer has {vocabulary.size} ids, the model only {rows} rows; the last is {last[:80]!r}, id {vocabulary.size - 1}",
+            "the folder mixes the files of two models, or tokens were added to the tokenizer and no rows to the model",
         )
+
+
+def rows_of(folder: Path) -> int | None:
+    """Return how many rows the model of a folder has, None for a folder that holds only a tokenizer.
+
+    Raises:
+        ModelError: config.json cannot be used.
+    """
+    config = read_object(folder, "config.json", ModelError)
+    if config is None:
+        return None
+    inner = config.get("text_config")
+    rows = (inner if isinstance(inner, dict) else config).get("vocab_size")
+    if type(rows) is int:
+        return rows
+    return int(load_config(ModelFolder(folder, config, {})).get_text_config(decoder=True).vocab_size)
 
 
 def model_key(checked: ModelFolder, cache: Path | None = None) -> str:
@@ -162,14 +215,15 @@ def _file_hash(path: Path, cache: Path | None) -> str:
 
 def licence_of(folder: Path) -> str:
     """Return the licence that a folder names: in the front matter of its README, or in the first line of its LICENSE; else ``""``."""
+    readme = folder / "README.md"
     with suppress(OSError):
-        text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+        text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""  # a pipe would block
         matter = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
         found = dict(re.findall(r"^(license(?:_name)?):\s*(\S.*?)\s*$", matter[1], re.MULTILINE)) if matter else {}
         name = found.get("license_name") if found.get("license", "other").strip("'\"") == "other" else found.get("license")
         if name:
             return str(name).strip("'\"")
-    for path in sorted(folder.glob("LICEN[SC]E*")):
+    for path in filter(Path.is_file, sorted(folder.glob("LICEN[SC]E*"))):
         with suppress(OSError):
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
             return next((line.strip() for line in lines if line.strip()), "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass as plain_dataclass
@@ -15,6 +14,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from lmfuse.errors import ModelError
+from lmfuse.folder_files import link_root, read_object
 from lmfuse.hub import HubWeights, fetch_snapshot
 from lmfuse.safetensors_header import SafetensorsHeader, read_header
 
@@ -190,14 +190,9 @@ def check_folder(folder: Path, weights: WeightFiles | None = None) -> ModelFolde
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path} is missing", "a model's folder holds config.json, model.safetensors and tokenizer.json") from None
-    except (OSError, ValueError, RecursionError) as reason:
-        raise ModelError(f"{path} is broken: {reason}", "fetch or write the file again") from reason
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} holds a {type(value).__name__}, expected an object", "fetch or write the file again")
+    value = read_object(path.parent, path.name, ModelError)
+    if value is None:
+        raise ModelError(f"{path} is missing", "a model's folder holds config.json, model.safetensors and tokenizer.json")
     return value
 
 
@@ -255,9 +250,7 @@ def _shards(folder: Path, weights: WeightFiles) -> list[str]:
     weight_map = _read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
         raise ModelError(f"{folder / INDEX} has no weight_map", "save the model again")
-    root = folder.resolve()
-    if root.parent.name == "snapshots" and (root.parents[1] / "blobs").is_dir():
-        root = root.parents[1]  # the hub's cache: snapshots are links into its blobs
+    root = link_root(folder)
     names = sorted(set(weight_map.values()))
     for name in names:
         path = folder / name

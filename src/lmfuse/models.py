@@ -17,8 +17,9 @@ from lmfuse.errors import InputError, LmfuseError, ModelError, ResourceError
 from lmfuse.losses.head import Head
 from lmfuse.memory import available_memory, is_out_of_memory, out_of_memory_is_an_error
 from lmfuse.model_facts import ModelFacts as ModelFacts
-from lmfuse.model_facts import check_vocabulary, context_of, load_config, model_key
+from lmfuse.model_facts import check_embedding, check_vocabulary, context_of, load_config, model_key, rows_of
 from lmfuse.model_facts import inspect_model as inspect_model
+from lmfuse.model_facts import inspect_with_tokenizer as inspect_with_tokenizer
 from lmfuse.model_files import ModelFolder, check_folder, local_folder
 from lmfuse.model_files import ModelSpec as ModelSpec
 from lmfuse.model_head import find_head
@@ -71,10 +72,15 @@ def load_tokenizer(spec: ModelSpec) -> ByteTokenizer:
     """Load a model's tokenizer alone.
 
     Raises:
-        ModelError: there is no such folder or hub name.
+        ModelError: there is no such folder or hub name, or its config.json cannot be used, or the tokenizer has ids without a row.
         TokenizerError: the tokenizer cannot be read as bytes.
     """
-    return ByteTokenizer.load(local_folder(spec, weights=False), spec.document_start)
+    folder = local_folder(spec, weights=False)
+    rows = rows_of(folder)
+    tokenizer = ByteTokenizer.load(folder, spec.document_start, rows)
+    if rows is not None:
+        check_vocabulary(folder, tokenizer.vocabulary, rows)
+    return tokenizer
 
 
 def load_model(spec: ModelSpec, device: str | torch.device = "cpu") -> LanguageModel:
@@ -89,8 +95,10 @@ def load_model(spec: ModelSpec, device: str | torch.device = "cpu") -> LanguageM
     place = checked_device(device)
     checked = check_folder(local_folder(spec))
     config = load_config(checked)
-    tokenizer = ByteTokenizer.load(checked.path, spec.document_start)
-    check_vocabulary(checked.path, tokenizer.vocabulary.size, config.get_text_config(decoder=True).vocab_size)
+    rows = config.get_text_config(decoder=True).vocab_size
+    check_embedding(checked, rows)
+    tokenizer = ByteTokenizer.load(checked.path, spec.document_start, rows)
+    check_vocabulary(checked.path, tokenizer.vocabulary, rows)
     _refuse_too_large(checked, spec)
     with out_of_memory_is_an_error(f"loading {checked.path} as {spec.dtype} on {place}"):
         module = _load_module(checked, config, getattr(torch, spec.dtype)).to(place)
@@ -106,7 +114,7 @@ def wrap_module(module: Any, tokenizer: ByteTokenizer, key: str = "") -> Languag
     """
     module.eval()
     config = module.config.get_text_config(decoder=True)
-    check_vocabulary(type(module).__name__, tokenizer.vocabulary.size, module.get_input_embeddings().num_embeddings)
+    check_vocabulary(type(module).__name__, tokenizer.vocabulary, module.get_input_embeddings().num_embeddings)
     body, head = find_head(module, tokenizer.vocabulary.size)
     return LanguageModel(module, body, tokenizer, head, context_of(config), key)
 
