@@ -1,20 +1,19 @@
-"""FuseLLM's alignment by dynamic time warping: equal to the released code row for row, in our convention of rows."""
+"""Alignment by dynamic time warping: FuseLLM's is equal to the released code row for row, in our convention of rows."""
 
 import json
 from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import ValidationError
-from rapidfuzz.distance import Levenshtein
 from tokenizers import Tokenizer
 
-from lmfuse.align.dtw import Dtw, Spellings, accepted, dtw_path
+from lmfuse.align.dtw import Dtw
+from lmfuse.align.dtw_accept import Spellings, accepted
+from lmfuse.align.dtw_path import dtw_path
 from lmfuse.align.min_ed import min_ed_map
 from lmfuse.align.pair import Pair, build_pair
-from lmfuse.types import Encoding, Rows, TopK, Vocabulary
+from lmfuse.types import Encoding, Rows, TopK, Vocabulary, VocabularyMap
 from tests.fakes import shared
 
 SIGNS = str.maketrans("▁Ġ", "  ")
@@ -47,52 +46,6 @@ def kept(alignment, q) -> dict[int, float]:
     """What the row of one target token teaches: probability by id."""
     row = alignment.topk[q]
     return {int(n): round(float(np.exp(p)), 6) for n, p in zip(row.ids, row.log_probs, strict=True) if p > -np.inf}
-
-
-def slow_path(source: list[str], target: list[str]) -> list[list[int]]:
-    """The textbook, one cell at a time."""
-    n, m = len(source), len(target)
-    cost = [[float("inf")] * (m + 1) for _ in range(n + 1)]
-    cost[0][0] = 0
-    for i in range(1, n + 1):
-        for j in range(1, m + 1):
-            step = min(cost[i - 1][j], cost[i][j - 1], cost[i - 1][j - 1])
-            cost[i][j] = step + Levenshtein.distance(source[i - 1], target[j - 1])
-    matches = [set() for _ in target]
-    i, j = n, m
-    while i > 0 and j > 0:
-        matches[j - 1].add(i - 1)
-        steps = [(cost[i - 1][j - 1], 0, (i - 1, j - 1)), (cost[i - 1][j], 1, (i - 1, j)), (cost[i][j - 1], 2, (i, j - 1))]
-        i, j = min(steps)[2]
-    return [sorted(found) for found in matches]
-
-
-# -- the path ---------------------------------------------------------------------------------------------------------------------
-
-
-def test_hello_world_by_hand():
-    """The example of the specification: DTW pairs hel-hello, lo-wor, world-ld at a cost of 2 + 2 + 3."""
-    assert dtw_path(["hello", "wor", "ld"], ["hel", "lo", "world"]) == [[0], [1], [2]]
-
-
-def test_ties_by_hand():
-    # all costs 1: every path of the fewest cells costs 2, and from (2, 1) only a source step is left
-    assert dtw_path(["a", "b"], ["c"]) == [[0, 1]]
-    assert dtw_path(["c"], ["a", "b"]) == [[0], [0]]
-    # all costs 0, three ways back that tie: the diagonal first, then only the source, so the first target token gets the surplus
-    assert dtw_path(["a", "a", "a"], ["a", "a"]) == [[0, 1], [2]]
-
-
-@settings(max_examples=200, deadline=None)
-@given(*[st.lists(st.text(alphabet="abé", max_size=3), max_size=8)] * 2)
-def test_path_equals_the_textbook(source, target):
-    assert dtw_path(source, target) == (slow_path(source, target) if source else [[] for _ in target])
-
-
-@given(st.lists(st.text(alphabet="abc", min_size=1, max_size=3), max_size=12))
-def test_the_same_tokens_meet_themselves(strings):
-    distinct = [f"{n}{string}" for n, string in enumerate(strings)]
-    assert dtw_path(distinct, distinct) == [[n] for n in range(len(strings))]
 
 
 # -- rows, by hand ----------------------------------------------------------------------------------------------------------------
@@ -213,9 +166,72 @@ def test_wrong_input_is_refused():
     with pytest.raises(ValueError, match="token id 9 is outside"):
         Dtw()(TEXT_THEIRS, encoding([0, 9], [1, 3]), pair)
     with pytest.raises(ValidationError):
-        Dtw(accept="suffix")
+        Dtw(accept="prefix")
     with pytest.raises(ValidationError):
         Dtw(temperature=1.0)
+
+
+# -- FuseChat's rules -------------------------------------------------------------------------------------------------------------
+
+
+def statistics(source: Vocabulary, target: Vocabulary, single, method: str = "co_occurrence_released") -> Pair:
+    return pair_of(source, target, VocabularyMap.from_single(np.asarray(single), target.size, method))
+
+
+def test_fusechat_teaches_the_token_after_a_suffix():
+    """The specification's example and one more token: `world` ends in `ld`, so what follows is taught; the others are one-hot on themselves."""
+    ours, theirs = spelled(["▁hel", "lo", "▁world", "▁now", "?"]), spelled(["hello", "Ġwor", "ld", "Ġnow", "Ġthen", "!"])
+    rows = rows_of([0, 1, 2, 3], [5, 9, 11, 15], [[0, 1], [1, 2], [2, 1], [4, 3]], np.log([[0.5, 0.25]] * 4), 6)
+    target = encoding([0, 1, 2, 3], [3, 5, 11, 15])
+    alignment = Dtw(accept="suffix", one_hot="next")(rows, target, statistics(theirs, ours, [0, 1, 2, 4, 2, -1]))
+    assert alignment.source_row.tolist() == [-1, -1, -1, 3]
+    assert alignment.one_hot.tolist() == [False, True, True, False]
+    assert [kept(alignment, q) for q in range(3)] == [{}, {1: 1.0}, {2: 1.0}]
+    # Ġthen is no string of the target and goes where it was counted; Ġnow has an equal, whatever was counted
+    assert kept(alignment, 3) == {2: round(2 / 3, 6), 3: round(1 / 3, 6)}
+
+
+def test_an_empty_row_teaches_nothing():
+    """`foots` begins with `foot` but ends in none of its matches: neither a row nor the fallback for the token after it."""
+    ours, theirs = spelled(["foots", "now"]), spelled(["foot", "fotx", "now"])
+    rows = rows_of([0, 1, 2], [4, 5, 8], [[0], [1], [2]], np.log([[0.5]] * 3), 3)
+    alignment = Dtw(accept="suffix", one_hot="next")(rows, encoding([0, 1], [5, 8]), statistics(theirs, ours, [0, 0, 1]))
+    assert not alignment.taught.any()
+
+
+def test_the_same_tokenizer_changes_nothing_for_fusechat_either():
+    words = spelled([f"▁w{n}" for n in range(8)])
+    candidates = np.array([[n, (n + 1) % 8] for n in range(8)])
+    rows = rows_of(np.arange(8), np.arange(1, 9), candidates, np.log([[0.5, 0.25]] * 8), 8)
+    alignment = Dtw(accept="suffix", one_hot="none", renormalise=False)(
+        rows, encoding(np.arange(8), np.arange(1, 9)), statistics(words, words, np.full(8, 3))
+    )
+    assert alignment.source_row.tolist() == [-1, *range(1, 8)]
+    np.testing.assert_array_equal(alignment.topk.ids[1:], candidates[1:])
+
+
+def test_two_corpora_are_not_mixed_up():
+    """Maps of the same pair of tokenizers, counted over different text, each give their own rows."""
+    ours, theirs = spelled(["▁a", "▁b", "▁c", "▁d"]), spelled(["Ġa", "Ġb", "Ġq"])
+    rows = rows_of([0, 1], [1, 3], [[0], [2]], np.log([[0.5], [0.5]]), 3)
+    target = encoding([0, 1], [1, 3])
+    for onto in (2, 3):
+        assert kept(Dtw(accept="suffix", one_hot="next")(rows, target, statistics(theirs, ours, [0, 1, onto])), 1) == {onto: 1.0}
+
+
+def test_impossible_combinations_are_refused():
+    with pytest.raises(ValidationError, match="choose one_hot 'next'"):
+        Dtw(accept="suffix")
+    ours, theirs = spelled(["▁a"]), spelled(["Ġa"])
+    rows = rows_of([0], [1], [[0]], np.log([[0.5]]), 1)
+    method = Dtw(accept="suffix", one_hot="next")
+    with pytest.raises(ValueError, match="the pair holds no map of tokens, accept 'suffix' needs 'co_occurrence_released'"):
+        method(rows, encoding([0], [1]), pair_of(theirs, ours))
+    with pytest.raises(ValueError, match="the pair holds the map 'exact'"):
+        method(rows, encoding([0], [1]), statistics(theirs, ours, [0], "exact"))
+    shares = VocabularyMap(np.array([0, 2]), np.array([0, 1]), np.array([0.5, 0.5], np.float32), 2, "co_occurrence_share")
+    with pytest.raises(ValueError, match="the map 'co_occurrence_share'"):
+        method(rows, encoding([0], [1]), pair_of(theirs, spelled(["▁a", "▁b"]), shares))
 
 
 # -- parity with the released code ------------------------------------------------------------------------------------------------

@@ -28,6 +28,23 @@ def test_a_control_token_never_meets_text_that_spells_it() -> None:
     assert exact_map(source, target).single().tolist() == [-1]
 
 
+def test_the_end_of_a_turn_is_a_class_of_its_own() -> None:
+    chat = Vocabulary.from_tokens([b"", b"", b"a"], control={"eos": 0, "end_of_turn": 1})
+    one_end = Vocabulary.from_tokens([b"a", b""], control={"eos": 1, "end_of_turn": 1})
+    base = Vocabulary.from_tokens([b"a", b""], control={"eos": 1})
+    assert exact_map(chat, one_end).single().tolist() == [1, 1, 0]
+    assert exact_map(one_end, chat).single().tolist() == [2, 1]  # what ends both a text and a turn: the turn is what a chat model ends
+    assert exact_map(chat, base).single().tolist() == [1, -1, 0]
+    assert exact_map(base, chat).single().tolist() == [2, 0]
+
+
+def test_named_text_stays_text() -> None:
+    """A token that writes text and fills up batches as well is not taken for a padding token, nor a padding token for it."""
+    marked, plain = Vocabulary.from_tokens([b"!"], control={"pad": 0}), Vocabulary.from_tokens([b"", b"!"], control={"pad": 0})
+    assert exact_map(marked, plain).single().tolist() == [1]
+    assert exact_map(plain, marked).single().tolist() == [-1, 0]
+
+
 def test_twins_are_told_apart_by_their_spelling() -> None:
     twins = Vocabulary.from_tokens([b"\n", b"\n"], strings=["<0x0A>", "\n"])
     assert exact_map(twins, twins).single().tolist() == [0, 1]

@@ -14,7 +14,7 @@ from jaxtyping import Int
 
 from lmfuse.types import Vocabulary, VocabularyMap
 
-CONTROL_CLASSES = ("start", "pad", "unk", "bos", "eos")  # later ones win where one id plays several parts
+CONTROL_CLASSES = ("start", "pad", "unk", "bos", "eos", "end_of_turn")  # later ones win where one id plays several parts
 
 
 def token_bytes(vocabulary: Vocabulary) -> list[bytes]:
@@ -34,11 +34,20 @@ def exact_ids(strings: Sequence[bytes], target: Vocabulary) -> Int[np.ndarray, "
 
 
 def map_control_tokens(target_of: Int[np.ndarray, "W"], source: Vocabulary, target: Vocabulary) -> Int[np.ndarray, "W"]:
-    """Return ``target_of`` with each control token of the source sent to the target's token of the same class, if it has one."""
+    """Return ``target_of`` with each control token of the source sent to the target's token of the same class, if it has one.
+
+    A named token that writes text ("!" with a second job as padding) is text and stays what it is, on either side.
+
+    >>> ours, theirs = (Vocabulary.from_tokens([b"!", b""], control=control) for control in ({"pad": 0, "eos": 1}, {"pad": 1, "eos": 1}))
+    >>> map_control_tokens(np.array([0, -1]), theirs, ours).tolist(), map_control_tokens(np.array([0, -1]), ours, theirs).tolist()
+    ([0, 1], [0, 1])
+    """
     target_of = target_of.copy()
     for name in CONTROL_CLASSES:
         if name in source.control and name in target.control:
-            target_of[source.control[name]] = target.control[name]
+            ours, theirs = target.control[name], source.control[name]
+            if target.lengths[ours] == source.lengths[theirs] == 0:
+                target_of[theirs] = ours
     return target_of
 
 
