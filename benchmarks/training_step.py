@@ -62,9 +62,9 @@ STEPS: dict[str, Callable[..., None]] = {"plain": plain_step, "fused": fused_ste
 def loss_of(model: Any, tokens: Any, taught_rows: Any) -> Any:
     import torch
 
-    from lmfuse.losses.fused_linear import objective
     from lmfuse.losses.head import Head
     from lmfuse.losses.kl import KL
+    from lmfuse.losses.objective import objective
     from lmfuse.losses.teacher import TeacherRows
 
     hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state[0, :-1]

@@ -7,7 +7,19 @@ from lmfuse.errors import InputError
 def test_every_method_is_listed_once_with_a_summary_and_its_parameters():
     names = [entry.name for entry in catalogue.entries()]
     assert len(set(names)) == len(names)
-    assert {"byte_law", "join", "dtw", "min_ce", "avg_ce", "uniform", "kl", "cross_entropy"} <= set(names)
+    assert {
+        "byte_law",
+        "join",
+        "dtw",
+        "min_ce",
+        "avg_ce",
+        "uniform",
+        "kl",
+        "cross_entropy",
+        "chunk_likelihood",
+        "uld",
+        "projected_kl",
+    } <= set(names)
     assert all(entry.summary and len(entry.summary) < 200 for entry in catalogue.entries())
     assert "unit" in [parameter.name for parameter in catalogue.find("min_ce").parameters]
 

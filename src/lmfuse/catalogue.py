@@ -21,12 +21,16 @@ from lmfuse.fuse.avg_ce import AvgCE
 from lmfuse.fuse.min_ce import MinCE
 from lmfuse.fuse.posterior import Posterior
 from lmfuse.fuse.uniform import Uniform
+from lmfuse.losses.chunk_likelihood import ChunkLikelihood
 from lmfuse.losses.cross_entropy import CrossEntropy
+from lmfuse.losses.family import Loss
 from lmfuse.losses.kl import KL
+from lmfuse.losses.projected_kl import ProjectedKL
+from lmfuse.losses.uld import Uld
 
 AlignMethod = Annotated[ByteLaw | Join | Dtw, Field(discriminator="name")]
 FuseMethod = Annotated[MinCE | AvgCE | Uniform | Posterior, Field(discriminator="name")]
-LossMethod = Annotated[KL | CrossEntropy, Field(discriminator="name")]
+LossMethod = Annotated[KL | CrossEntropy | ChunkLikelihood | Uld | ProjectedKL, Field(discriminator="name")]
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,19 @@ FAMILIES = tuple(
         ("loss", LossMethod, "How far is the student from the fused distribution?"),
     )
 )
+
+
+def misfit(align: object, loss: Loss, num_sources: int) -> str | None:
+    """Return why an alignment and a loss cannot work together on rows of so many sources, or None."""
+    unmapped = isinstance(align, Join) and align.map == "none"
+    name = getattr(loss, "name", "")
+    if unmapped and loss.row_ids == "target":
+        return f"align.map none leaves rows in the source's vocabulary, loss {name} reads the target's; use uld or projected_kl, or a map"
+    if not unmapped and loss.row_ids == "source":
+        return f"loss {name} reads rows in the source's vocabulary; use align: {{name: join, map: none}}"
+    if unmapped and num_sources > 1:
+        return f"align.map none with {num_sources} sources, whose vocabularies differ; name one source as the teacher, or use a map"
+    return None
 
 
 @dataclass(frozen=True)

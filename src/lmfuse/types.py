@@ -75,7 +75,7 @@ class Vocabulary:
         flat: the bytes of all tokens, one after the other.
         offsets: token ``i`` owns ``flat[offsets[i]:offsets[i + 1]]``; control tokens own nothing.
         strings: the tokens as the tokenizer spells them (``Ġthe``, ``▁the``, ``<0x0A>``), for the papers' string rules.
-        control: ids by class: ``bos``, ``eos``, ``pad``, ``unk``, ``start`` (what stands before a plain text), where there is one.
+        control: ids by class: ``bos``, ``eos``, ``pad``, ``unk``, ``end_of_turn``, ``start`` (what stands before a plain text), where there is one.
         key: a hash of everything above; the identity of the tokenizer in caches.
     """
 
@@ -306,13 +306,18 @@ class Alignment:
 class Fused:
     """One teacher row per target token, and whose it is.
 
-    ``winner`` is the index of the source whose row it is, or that has the largest part in it; -1 without a teacher; -2 for a blend
-    without a leader.
+    Attributes:
+        winner: the index of the source whose row it is, or that has the largest part in it; -1 without a teacher; -2 for a blend
+            without a leader.
+        truth_nll_nats: the teacher's negative log-likelihood of the target token's own bytes, ``nan`` where it is not known.
+        boundary: True where the token ends with a token of the source, in a blend of every source that has a part in it.
     """
 
     topk: TopK
     taught: Bool[np.ndarray, "T"]
     winner: Integer[np.ndarray, "T"]
+    truth_nll_nats: Float[np.ndarray, "T"]
+    boundary: Bool[np.ndarray, "T"]
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lmfuse.losses.aids import Aids
 from lmfuse.losses.dense import dense_cross_entropy, dense_kl
-from lmfuse.losses.family import SparseLoss
-from lmfuse.losses.fused_linear import Objective, objective
+from lmfuse.losses.family import Loss
 from lmfuse.losses.head import Head
+from lmfuse.losses.objective import Objective, objective
 from lmfuse.losses.teacher import TeacherRows
 
 DENSE = {"kl": dense_kl, "cross_entropy": dense_cross_entropy}
@@ -22,7 +23,7 @@ def teacher_rows(*rows: dict[int, float] | None, k: int = 3, dtype: torch.dtype 
         for slot, (name, prob) in enumerate((row or {}).items()):
             ids[number, slot], log_probs[number, slot] = name, torch.tensor(prob, dtype=dtype).log()
         tail[number] = torch.tensor(left if (left := 1 - sum((row or {}).values())) > 1e-12 else 0.0, dtype=dtype).log()
-    return TeacherRows(ids, log_probs, tail, torch.tensor([row is not None for row in rows]))
+    return TeacherRows.of(ids, log_probs, tail, torch.tensor([row is not None for row in rows]))
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Case:
     logit_scale: float = 1.0
     softcap: float | None = None
     full: bool = False
+    aids: Aids | None = None
 
     def head(self) -> Head:
         full = (lambda states: torch.nn.functional.linear(states, self.weight, self.bias)) if self.full else None
@@ -48,20 +50,28 @@ class Case:
     def leaves(self) -> list[Tensor]:
         return [each for each in (self.hidden, self.weight, self.bias) if each is not None and each.requires_grad]
 
-    def fused(self, loss: SparseLoss, **options: int) -> Objective:
-        return objective(self.hidden, self.head(), self.labels, self.teacher, self.clm_weight, loss, **options)
+    def fused(self, loss: Loss, **options: object) -> Objective:
+        return objective(self.hidden, self.head(), self.labels, self.teacher, self.clm_weight, loss, aids=self.aids, **options)
 
-    def dense(self, loss: SparseLoss) -> Tensor:
-        """Return the mean loss with all logits, a dense teacher and autograd."""
+    def logits(self) -> Tensor:
         raw = (self.hidden @ self.weight.T + (0 if self.bias is None else self.bias))[:, : self.vocab_size] * self.logit_scale
-        logits = raw if self.softcap is None else self.softcap * torch.tanh(raw / self.softcap)
-        total = torch.nn.functional.cross_entropy(logits, self.labels, reduction="none")
-        if self.teacher is not None:
-            taught = torch.nonzero(self.teacher.taught & (self.teacher.log_probs > -torch.inf).any(1))[:, 0]
-            fusion = DENSE[loss.name](logits[taught], self.teacher[taught], loss.tail)
-            share = self.clm_weight[taught]
-            total = total.index_copy(0, taught, share * total[taught] + (1 - share) * fusion)
-        return total.mean()
+        return raw if self.softcap is None else self.softcap * torch.tanh(raw / self.softcap)
+
+    def weighed(self, fusion: Tensor, taught: Tensor) -> Tensor:
+        """Return the mean loss, given the teacher's at every position and where it counts."""
+        clm = torch.nn.functional.cross_entropy(self.logits(), self.labels, reduction="none")
+        share = torch.where(taught, self.clm_weight, 1.0)
+        return (share * clm + (1 - share) * torch.where(taught, fusion, 0.0)).mean()
+
+    def dense(self, loss: Loss) -> Tensor:
+        """Return the mean loss with all logits, a dense teacher and autograd."""
+        logits = self.logits()
+        if self.teacher is None:
+            return torch.nn.functional.cross_entropy(logits, self.labels)
+        taught = self.teacher.taught & (self.teacher.log_probs > -torch.inf).any(1)
+        which = torch.nonzero(taught)[:, 0]
+        fusion = DENSE[loss.name](logits[which], self.teacher[which], loss.tail)
+        return self.weighed(torch.zeros_like(logits[:, 0]).index_copy(0, which, fusion), taught)
 
     def gradients(self, value: Tensor) -> list[Tensor]:
         return list(torch.autograd.grad(value, self.leaves))
@@ -84,4 +94,6 @@ def random_case(
     labels = torch.randint(0, vocab_size, (positions,), generator=draw)
     labels[3] = ids[3, 0]  # the truth is a kept id
     share = torch.rand(positions, generator=draw, dtype=dtype)
-    return Case(states, weight, offsets, labels, TeacherRows(ids, log_probs[:, :k], log_probs[:, k], taught), share, vocab_size, **options)
+    return Case(
+        states, weight, offsets, labels, TeacherRows.of(ids, log_probs[:, :k], log_probs[:, k], taught), share, vocab_size, **options
+    )

@@ -5,11 +5,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lmfuse.losses.chunk_likelihood import ChunkLikelihood
 from lmfuse.losses.cross_entropy import CrossEntropy
-from lmfuse.losses.fused_linear import objective
 from lmfuse.losses.head import Head
 from lmfuse.losses.kl import KL
+from lmfuse.losses.objective import objective
+from lmfuse.losses.projected_kl import ProjectedKL
 from lmfuse.losses.teacher import TeacherRows
+from lmfuse.losses.uld import Uld
 from tests.losses.build import Case, random_case, teacher_rows
 
 LOSSES = [loss(tail=tail) for loss in (KL, CrossEntropy) for tail in ("bucket", "renormalise")]
@@ -106,7 +109,7 @@ def test_invariant_a_student_that_equals_its_teacher_learns_nothing(loss, full):
         tail = log_probs.scatter(1, kept.indices, -torch.inf).logsumexp(1)
     else:  # nothing outside: the teacher keeps the whole vocabulary
         kept, tail = log_probs.topk(30), torch.full((11,), -torch.inf)
-    case.teacher, case.clm_weight = TeacherRows(kept.indices, kept.values, tail, torch.ones(11, dtype=torch.bool)), torch.zeros(11)
+    case.teacher, case.clm_weight = TeacherRows.of(kept.indices, kept.values, tail, torch.ones(11, dtype=torch.bool)), torch.zeros(11)
     found = case.fused(loss, chunk=4)
     if loss.name == "kl":
         assert abs(found.loss.item()) < 1e-6
@@ -133,7 +136,7 @@ def test_invariant_neither_chunks_nor_the_order_of_slots_matter(full):
         assert torch.allclose(found.loss, expected.loss, rtol=1e-12)
         assert all(torch.allclose(*pair, rtol=1e-10, atol=1e-14) for pair in zip(case.gradients(found.loss), gradients, strict=True))
     order, rows = torch.tensor([3, 1, 4, 0, 2]), case.teacher
-    case.teacher = TeacherRows(rows.ids[:, order], rows.log_probs[:, order], rows.tail, rows.taught)
+    case.teacher = TeacherRows.of(rows.ids[:, order], rows.log_probs[:, order], rows.tail, rows.taught)
     found = case.fused(KL())
     assert torch.allclose(found.loss, expected.loss, rtol=1e-12)
     assert all(torch.allclose(*pair, rtol=1e-10, atol=1e-14) for pair in zip(case.gradients(found.loss), gradients, strict=True))
@@ -253,7 +256,7 @@ def test_wrong_input():
             hidden,
             Head(case.weight, 40),
             labels,
-            TeacherRows(teacher.ids + 39, teacher.log_probs, teacher.tail, teacher.taught),
+            TeacherRows.of(teacher.ids + 39, teacher.log_probs, teacher.tail, teacher.taught),
             share,
             KL(),
         )
@@ -265,3 +268,12 @@ def test_wrong_input():
     found.backward()
     with pytest.raises(RuntimeError, match="second time"):
         found.backward()
+
+
+def test_without_a_teacher_every_loss_is_plain_cross_entropy_and_wants_nothing():
+    case = random_case()
+    case.teacher = None
+    for loss in (ChunkLikelihood(), ProjectedKL(), Uld()):
+        found = case.fused(loss)
+        assert torch.allclose(found.loss, torch.nn.functional.cross_entropy(case.logits(), case.labels))
+        assert found.num_taught == 0

@@ -41,7 +41,7 @@ def test_by_hand_targets_sum_to_one_and_empty_slots_point_to_a_kept_id():
 def test_oracle_rows_that_do_not_sum_to_one_are_stretched():
     rng = np.random.default_rng(0)
     probs = rng.dirichlet(np.ones(5), 20) * rng.uniform(0.9, 1.1, (20, 1))  # storage in few bits
-    rows = TeacherRows(
+    rows = TeacherRows.of(
         torch.arange(4).expand(20, 4), torch.tensor(probs[:, :4]).log(), torch.tensor(probs[:, 4]).log(), torch.ones(20, dtype=torch.bool)
     )
     for tail, width in (("bucket", 5), ("renormalise", 4)):

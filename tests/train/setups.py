@@ -49,4 +49,5 @@ def whole_rows(model: LanguageModel, encoding: Encoding) -> TopK:
 
 
 def taught(topk: TopK) -> Fused:
-    return Fused(topk, np.ones(len(topk), bool), np.zeros(len(topk), np.int64))
+    size = len(topk)
+    return Fused(topk, np.ones(size, bool), np.zeros(size, np.int64), np.full(size, np.nan), np.zeros(size, bool))

@@ -22,7 +22,8 @@ def reader(documents, teacher=None, *, settings=None, clm_weight=lambda step: 0.
 def marked(document: Document, encoding: Encoding) -> Fused:
     """A teacher whose row for token t holds the id that stands there, so that a row in the wrong place shows."""
     topk = TopK.certain(encoding.ids, k=1 + len(encoding.ids) % 2, vocab_size=fakes.byte_bpe().get_vocab_size())
-    return Fused(topk, encoding.starts >= 0, np.zeros(len(encoding.ids), np.int64))
+    size = len(encoding.ids)
+    return Fused(topk, encoding.starts >= 0, np.zeros(size, np.int64), np.arange(size) + 0.5, encoding.starts >= 0)
 
 
 # ----------------------------------------------------------------------------------------------------------------------- order
@@ -89,7 +90,8 @@ def test_batch_by_hand():
     first = Encoding(np.array([5, 6, 7, 8]), np.array([-1, 0, -1, 3]), np.array([-1, 2, -1, 4]))
     second = Encoding(np.array([5, 9]), np.array([-1, 0]), np.array([-1, 1]))
     rows = TopK(np.array([[0], [16], [17], [18]]), np.zeros((4, 1), np.float32), np.full(4, -np.inf, np.float32), 20)
-    fused = Fused(rows, np.array([False, True, True, True]), np.zeros(4, np.int64))
+    truth, boundary = np.array([np.nan, 0.5, np.nan, 0.25]), np.array([False, False, False, True])
+    fused = Fused(rows, np.array([False, True, True, True]), np.zeros(4, np.int64), truth, boundary)
     document = Document.plain("x")
     batch = collate([example(document, first, fused, 0.5), example(document, second, None, 0.9)])
     assert batch.input_ids.tolist() == [[5, 6, 7, 8], [5, 9, 0, 0]]
@@ -101,6 +103,34 @@ def test_batch_by_hand():
     assert batch.teacher.taught.tolist() == [True, True, False]
     assert batch.clm_weight.tolist() == pytest.approx([0.5, 0.5, 0.9])
     assert batch.num_tokens == 6
+    # token 8 stands behind a gap: where the source's token before it began nobody knows
+    assert batch.teacher.truth_nll_nats.tolist() == pytest.approx([0.5, float("nan"), float("nan")], nan_ok=True)
+    assert batch.teacher.boundary.tolist() == [False, True, False]
+    assert batch.teacher.joined.tolist() == [False, False, False]
+
+
+def test_by_hand_spans_are_whole_or_unknown():
+    """Without a start token the first token is not predicted; what the source's token shares with it is not known, what follows is."""
+    encoding = Encoding(np.array([5, 6, 7, 8]), np.array([0, 2, 4, 5]), np.array([2, 4, 5, 9]))
+    rows = TopK(np.zeros((4, 1), np.int64), np.zeros((4, 1), np.float32), np.full(4, -np.inf, np.float32), 20)
+
+    def truth(boundary: list[bool]) -> tuple[list[float], list[bool]]:
+        fused = Fused(rows, np.ones(4, bool), np.zeros(4, np.int64), np.array([0.5, 1.0, 2.0, 3.0]), np.array(boundary))
+        found = collate([example(Document.plain("x"), encoding, fused, 0.5)]).teacher
+        assert found is not None
+        return found.truth_nll_nats.tolist(), found.joined.tolist()
+
+    assert truth([True, False, True, True]) == ([1.0, 2.0, 3.0], [False, True, True])
+    assert truth([False, True, True, True])[0] == pytest.approx([float("nan"), 2.0, 3.0], nan_ok=True)
+
+
+def test_two_documents_are_never_joined():
+    for step in reader(texts(12), marked, settings=quick(batch_documents=4)).steps():
+        for batch in step.batches:
+            assert batch.teacher is not None
+            first = torch.tensor([True, *(batch.positions.diff() > 1).tolist()])
+            assert torch.equal(batch.teacher.joined, ~first)
+            assert not batch.teacher.truth_nll_nats.isnan().any()
 
 
 def test_every_row_stands_at_the_token_it_teaches():

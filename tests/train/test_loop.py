@@ -11,12 +11,16 @@ import torch
 from torch.testing import assert_close
 
 from lmfuse.errors import InputError, ModelError, ResourceError
+from lmfuse.losses.aids import Aids, Projection
+from lmfuse.losses.chunk_likelihood import ChunkLikelihood
 from lmfuse.losses.cross_entropy import CrossEntropy
 from lmfuse.losses.kl import KL
+from lmfuse.losses.projected_kl import ProjectedKL
+from lmfuse.losses.uld import Uld
 from lmfuse.train import loop
 from lmfuse.train.batches import Reader, planned_steps
 from lmfuse.train.loop import adamw, train
-from lmfuse.types import Document, Fused, TopK
+from lmfuse.types import Document, Fused, TopK, VocabularyMap
 from tests import fakes
 from tests.train.setups import WORDS, quick, taught, texts, tiny, weights_of, whole_rows
 
@@ -41,7 +45,7 @@ def random_teacher(document: Document, encoding) -> Fused | None:
     ids = np.stack([rng.choice(vocab_size, k, replace=False) for _ in range(size)])
     probs = rng.dirichlet(np.ones(k + 1), size)
     topk = TopK(ids, np.log(probs[:, :k]).astype(np.float32), np.log(probs[:, k]).astype(np.float32), vocab_size)
-    return Fused(topk, np.arange(size) % 3 > 0, np.zeros(size, np.int64))
+    return Fused(topk, np.arange(size) % 3 > 0, np.zeros(size, np.int64), np.full(size, np.nan), np.zeros(size, bool))
 
 
 # --------------------------------------------------------------------------------------------------------------------- oracles
@@ -198,9 +202,9 @@ def test_ground_truths_weight_moves_to_its_end(tmp_path, monkeypatch):
     seen = []
     original = loop.objective
 
-    def spy(hidden, head, labels, teacher, clm_weight, loss, *, chunk):
+    def spy(hidden, head, labels, teacher, clm_weight, loss, **options):
         seen.append(clm_weight.unique().tolist())
-        return original(hidden, head, labels, teacher, clm_weight, loss, chunk=chunk)
+        return original(hidden, head, labels, teacher, clm_weight, loss, **options)
 
     monkeypatch.setattr(loop, "objective", spy)
     train(tiny(tmp_path / "model"), texts(8), random_teacher, KL(clm_weight=0.2, clm_weight_end=1.0), quick(), tmp_path / "a")
@@ -208,6 +212,30 @@ def test_ground_truths_weight_moves_to_its_end(tmp_path, monkeypatch):
     seen.clear()
     train(tiny(tmp_path / "model"), texts(2), random_teacher, KL(), quick(), tmp_path / "b", document_weight=lambda d: 0.5)
     assert seen == [[0.5]]
+
+
+def spoken_teacher(document: Document, encoding) -> Fused | None:
+    """The random teacher, which also knows how likely the true tokens are, and ends a token where every other token ends."""
+    fused, rng = random_teacher(document, encoding), np.random.default_rng(int(document.id[:8], 16))
+    size = len(encoding.ids)
+    return fused and replace(fused, truth_nll_nats=rng.exponential(3.0, size), boundary=np.arange(size) % 2 > 0)
+
+
+@pytest.mark.parametrize(
+    "loss", [ChunkLikelihood(clm_weight=0.3, threshold=0.0), Uld(clm_weight=0.3), ProjectedKL(clm_weight=0.3)], ids=str
+)
+def test_other_losses_are_the_same_however_a_step_is_cut(tmp_path, loss):
+    size = fakes.byte_bpe().get_vocab_size()
+    aids = Aids(torch.arange(size) % 2 > 0, Projection.from_map(VocabularyMap.from_single(np.arange(size), size, "exact")))
+    models = [tiny(tmp_path / "model") for _ in range(3)]
+    for model, (documents, accumulation), teacher in zip(
+        models, [(4, 1), (1, 4), (4, 1)], [spoken_teacher, spoken_teacher, None], strict=True
+    ):
+        settings = quick(batch_documents=documents, accumulation=accumulation)
+        train(model, texts(8), teacher, loss, settings, tmp_path / f"{documents}-{teacher is None}", aids=aids)
+    assert_same(weights_of(models[0]), weights_of(models[1]), rtol=1e-3, atol=1e-5)
+    plain = weights_of(models[2])
+    assert max(float((plain[name] - value).abs().max()) for name, value in weights_of(models[0]).items()) > 1e-4
 
 
 def test_weight_decay_spares_norms(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 
 from lmfuse.types import Alignment, Fused, TopK
 
@@ -33,19 +33,22 @@ def nothing(alignments: Sequence[Alignment]) -> Fused:
     """Return a document on which nobody teaches."""
     num_tokens, first = len(alignments[0].source_row), alignments[0].topk
     unknown = TopK.unknown(num_tokens, first.k, first.vocab_size)
-    return Fused(unknown, np.zeros(num_tokens, bool), np.full(num_tokens, NOBODY))
+    nobody, nan = np.zeros(num_tokens, bool), np.full(num_tokens, np.nan, np.float32)
+    return Fused(unknown, nobody, np.full(num_tokens, NOBODY), nan, nobody.copy())
 
 
 def take(alignments: Sequence[Alignment], winner: Integer[np.ndarray, "T"]) -> Fused:
     """Return for each token the row of ``alignments[winner]``; -1 is not taught. Narrower rows get empty slots."""
     k = max(each.topk.k for each in alignments)
     topk = TopK.unknown(len(winner), k, alignments[0].topk.vocab_size)
+    nll, boundary = np.full(len(winner), np.nan, np.float32), np.zeros(len(winner), bool)
     for source, each in enumerate(alignments):
         mine = winner == source
         topk.ids[mine, : each.topk.k] = each.topk.ids[mine]
         topk.log_probs[mine, : each.topk.k] = each.topk.log_probs[mine]
         topk.tail[mine] = each.topk.tail[mine]
-    return Fused(topk, winner >= 0, winner)
+        nll[mine], boundary[mine] = each.truth_nll_nats[mine], each.boundary[mine]
+    return Fused(topk, winner >= 0, winner, nll, boundary)
 
 
 def blend(alignments: Sequence[Alignment], weights: Float[np.ndarray, "S"] | Float[np.ndarray, "S T"], k: int | None = None) -> Fused:
@@ -53,7 +56,8 @@ def blend(alignments: Sequence[Alignment], weights: Float[np.ndarray, "S"] | Flo
 
     At each token the weights are renormalised over the sources that have a row there; a token at which they sum to 0 is not
     taught. The probabilities of equal ids add up and so do the tails. What one source keeps and another has in its tail
-    counts only with the first one's share, the rest of it stays in the tail: nothing is invented.
+    counts only with the first one's share, the rest of it stays in the tail: nothing is invented. The probability of the true token is
+    the weighted mean too, known where every source that has a part knows its own.
 
     Args:
         alignments: one per source.
@@ -74,7 +78,18 @@ def blend(alignments: Sequence[Alignment], weights: Float[np.ndarray, "S"] | Flo
         ids, mass = ids[:, :k], mass[:, :k]
     with np.errstate(divide="ignore"):
         log_probs, log_tail = np.log(mass).astype(np.float32), np.log(np.where(taught, tail, 1.0)).astype(np.float32)
-    return Fused(TopK(ids, log_probs, log_tail, rows[0].vocab_size), taught, np.where(taught, BLEND, NOBODY))
+    nll, boundary = _truth(alignments, share)
+    return Fused(TopK(ids, log_probs, log_tail, rows[0].vocab_size), taught, np.where(taught, BLEND, NOBODY), nll, boundary & taught)
+
+
+def _truth(alignments: Sequence[Alignment], share: Float[np.ndarray, "S T"]) -> tuple[Float[np.ndarray, "T"], Bool[np.ndarray, "T"]]:
+    """Return the blend's negative log-likelihood of the true tokens, and where all sources with a share end a token."""
+    part = share > 0
+    probs = np.where(part, np.exp(-np.stack([each.truth_nll_nats for each in alignments]).astype(np.float64)), 0.0)
+    with np.errstate(divide="ignore"):
+        nll = -np.log((share * probs).sum(0))
+    boundary = np.all(np.stack([each.boundary for each in alignments]) | ~part, axis=0)
+    return np.where(part.any(0), nll, np.nan).astype(np.float32), boundary
 
 
 def _add_equal_ids(

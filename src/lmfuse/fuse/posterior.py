@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -80,7 +81,7 @@ class Posterior:
         weights = self.weights(nll_nats, -self.prior_bytes * costs[judged])
         fused = blend(chosen, weights, self.k)
         leader = judged[np.argmax(weights * np.stack([each.taught for each in chosen]), axis=0)]
-        return Fused(fused.topk, fused.taught, np.where(fused.taught, leader, NOBODY))
+        return replace(fused, winner=np.where(fused.taught, leader, NOBODY))
 
 
 def _log_sum(values: Float[np.ndarray, "S"]) -> float:

@@ -1,1 +1,1 @@
-"""How far the student is from the truth and from its teacher. The settings (``kl``, ``cross_entropy``) load without torch."""
+"""How far the student is from the truth and from its teacher. The settings (``kl``, ``chunk_likelihood``, ...) load without torch."""

@@ -23,65 +23,29 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
 from lmfuse.losses.family import SparseLoss
 from lmfuse.losses.head import Head
+from lmfuse.losses.recomputed import by_chunks
 from lmfuse.losses.teacher import Targets, TeacherRows
 
 
-@dataclass(frozen=True, eq=False)
-class Objective:
-    """What a training step needs, and what its log shows.
-
-    Attributes:
-        loss: the mean over positions, in nats; call ``backward`` on it, once.
-        clm_nats: sum over all positions of the student's surprise at the true token; detached.
-        fusion_nats: sum over taught positions of the loss against the teacher; detached.
-        num_positions: how many positions there are.
-        num_taught: how many of them have a teacher.
-    """
-
-    loss: Float[Tensor, ""]
-    clm_nats: Float[Tensor, ""]
-    fusion_nats: Float[Tensor, ""]
-    num_positions: int
-    num_taught: int
-
-
-def objective(
+def fused_losses(
     hidden: Float[Tensor, "N D"],
     head: Head,
     labels: Int[Tensor, "N"],
-    teacher: TeacherRows | None,
+    rows: TeacherRows,
     clm_weight: Float[Tensor, "N"],
     loss: SparseLoss,
-    *,
-    chunk: int = 256,
-) -> Objective:
-    """Return the mean over positions of ``clm_weight * CE(truth) + (1 - clm_weight) * loss(teacher)``.
-
-    A position that is not taught counts as plain CE whatever its weight, so that every position weighs the same. Matrix products
-    run in the autocast dtype where autocast is on, else in the dtype of ``hidden``; softmax, losses and the sum of the weight's
-    gradient in float32 or wider. Masses of ``q_tail`` below the smallest normal number count as that number.
-
-    Args:
-        hidden: final hidden states of the positions that have a label, and only these.
-        head: the output layer; its weight and bias get a gradient if they require one.
-        labels: the true next tokens.
-        teacher: one row per position, or None.
-        clm_weight: lambda of each position; no gradient flows into it.
-        loss: against the teacher.
-        chunk: positions at a time. Working memory is two tensors of chunk x vocabulary, whatever N is.
+    chunk: int,
+) -> tuple[Float[Tensor, ""], Float[Tensor, "N"], Float[Tensor, "N"], int]:
+    """Return the mean loss, and detached of each position the true token's loss and the teacher's, and how many are taught.
 
     Raises:
-        ValueError: shapes that do not fit, no position at all, an id outside the vocabulary, or no chunk.
+        ValueError: a label or a teacher's id outside the vocabulary.
     """
-    if chunk < 1:
-        raise ValueError(f"objective: chunk is {chunk}, expected at least 1")
-    rows = TeacherRows.nothing(len(labels), hidden.device) if teacher is None else teacher
     targets = rows.targets(loss.tail)
-    num_taught = _check(hidden, head, labels, targets, clm_weight)
+    num_taught = _check(labels, targets, head.vocab_size)
     clm_share = torch.where(targets.taught, clm_weight, 1.0).detach()
     if head.full is None:
         mean, clm_nats, cross_entropy = _linear(hidden, head, labels, targets, clm_share, chunk)
@@ -89,22 +53,15 @@ def objective(
         mean, clm_nats, cross_entropy = _recomputed(hidden, head, labels, targets, clm_share, chunk)
     fusion_nats = torch.where(targets.taught, loss.value(cross_entropy, targets.entropy_nats.to(cross_entropy.dtype)), 0.0)
     constant = ((1 - clm_share) * (fusion_nats - cross_entropy)).mean()  # the member's own; without a gradient
-    return Objective(mean + constant, clm_nats.sum(), fusion_nats.sum(), len(labels), num_taught)
+    return mean + constant, clm_nats, fusion_nats, num_taught
 
 
-def _check(hidden: Tensor, head: Head, labels: Tensor, targets: Targets, clm_weight: Tensor) -> int:
+def _check(labels: Tensor, targets: Targets, vocab_size: int) -> int:
     """Return the number of taught positions, or raise; reads from the device once."""
-    if head.full is None and hidden.shape[1] != head.weight.shape[1]:
-        raise ValueError(f"objective: hidden states of width {hidden.shape[1]}, expected {head.weight.shape[1]} as the head's weight has")
-    if head.full is None and head.weight.shape[0] < head.vocab_size:
-        raise ValueError(f"objective: the head has {head.weight.shape[0]} rows, expected at least its vocabulary of {head.vocab_size}")
-    lengths = {"hidden": len(hidden), "labels": len(labels), "teacher": len(targets.taught), "clm_weight": len(clm_weight)}
-    if len(set(lengths.values())) > 1 or not len(labels):
-        raise ValueError(f"objective: got {lengths} positions, expected one number above 0")
     seen = torch.stack([labels.min(), labels.max(), targets.ids.min(), targets.ids.max(), targets.taught.sum()]).tolist()
     for name, low, high in (("labels", *seen[:2]), ("teacher ids", *seen[2:4])):
-        if low < 0 or high >= head.vocab_size:
-            raise ValueError(f"objective: {name} from {low} to {high}, expected 0 to {head.vocab_size - 1}")
+        if low < 0 or high >= vocab_size:
+            raise ValueError(f"objective: {name} from {low} to {high}, expected 0 to {vocab_size - 1}")
     return int(seen[4])
 
 
@@ -128,13 +85,9 @@ def _recomputed(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Apply any head chunk by chunk through autograd, and again in the backward pass instead of keeping logits."""
     known = _Position(labels, targets, clm_share)
-
-    def losses(states: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        return _from_logits(head.logits(states), known.part(start, start + len(states)))
-
-    starts = range(0, len(hidden), chunk)
-    parts = [checkpoint(losses, hidden[start : start + chunk], start, use_reentrant=False) for start in starts]
-    clm_nats, cross_entropy = (torch.cat([part[i] for part in parts]) for i in (0, 1))
+    clm_nats, cross_entropy = by_chunks(
+        hidden, head, chunk, lambda logits, which: _from_logits(logits, known.part(which.start, which.stop))
+    )
     mean = (clm_share * clm_nats + (1 - clm_share) * cross_entropy).mean()
     return mean, clm_nats.detach(), cross_entropy.detach()
 

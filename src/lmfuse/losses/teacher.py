@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -36,26 +36,54 @@ class Targets(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TeacherRows:
-    """One teacher row per position: kept ids, their log-probabilities (``-inf``: empty slot), log of the rest, and whether it teaches.
+    """One teacher row per position: what it says there, and what it says of the true tokens in a row.
 
     >>> rows = TeacherRows.from_numpy(TopK.certain(np.array([7, 2]), k=2, vocab_size=9), np.array([True, False]))
     >>> rows[:1].ids.tolist(), TeacherRows.cat([rows, rows[1:]]).taught.tolist()
     ([[7, 0]], [True, False, False])
+
+    Attributes:
+        ids, log_probs: kept ids and their log-probabilities; ``-inf`` in an empty slot.
+        tail: log of the rest.
+        taught: whether the row teaches.
+        truth_nll_nats: the teacher's negative log-likelihood of the true token's own bytes; ``nan`` where unknown.
+        boundary: whether the true token ends with a token of the teacher.
+        joined: whether the true token begins where the one at the position before ends, in the same document.
     """
 
     ids: Int[Tensor, "N K"]
     log_probs: Float[Tensor, "N K"]
     tail: Float[Tensor, "N"]
     taught: Bool[Tensor, "N"]
+    truth_nll_nats: Float[Tensor, "N"]
+    boundary: Bool[Tensor, "N"]
+    joined: Bool[Tensor, "N"]
 
     def __len__(self) -> int:
         return len(self.taught)
 
     def __getitem__(self, index: Any) -> TeacherRows:
-        return TeacherRows(self.ids[index], self.log_probs[index], self.tail[index], self.taught[index])
+        return self._each(lambda tensor: tensor[index])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> TeacherRows:
+        return TeacherRows(*(change(getattr(self, each.name)) for each in fields(self)))
 
     @classmethod
-    def from_numpy(cls, topk: TopK, taught: Bool[np.ndarray, "N"]) -> TeacherRows:
+    def of(
+        cls, ids: Int[Tensor, "N K"], log_probs: Float[Tensor, "N K"], tail: Float[Tensor, "N"], taught: Bool[Tensor, "N"]
+    ) -> TeacherRows:
+        """Return rows that know nothing of the true tokens."""
+        return cls(ids, log_probs, tail, taught, torch.full_like(tail, torch.nan), torch.zeros_like(taught), torch.zeros_like(taught))
+
+    @classmethod
+    def from_numpy(
+        cls,
+        topk: TopK,
+        taught: Bool[np.ndarray, "N"],
+        truth_nll_nats: Float[np.ndarray, "N"] | None = None,
+        boundary: Bool[np.ndarray, "N"] | None = None,
+        joined: Bool[np.ndarray, "N"] | None = None,
+    ) -> TeacherRows:
         """Copy rows of a ``Fused`` into tensors on the CPU (int64, float32).
 
         Raises:
@@ -70,33 +98,39 @@ class TeacherRows:
         if (slots[:, 1:] == slots[:, :-1]).any():
             row = int((slots[:, 1:] == slots[:, :-1]).any(1).argmax())
             raise ValueError(f"teacher rows: row {row} holds the same id twice; add their probabilities first")
-        ids, log_probs, tail = topk.ids.astype(np.int64), topk.log_probs.astype(np.float32), topk.tail.astype(np.float32)
-        return cls(torch.from_numpy(ids), torch.from_numpy(log_probs), torch.from_numpy(tail), torch.from_numpy(taught.copy()))
+        said = (topk.ids.astype(np.int64), topk.log_probs.astype(np.float32), topk.tail.astype(np.float32), taught.copy())
+        rows = cls.of(*(torch.from_numpy(array) for array in said))
+        truth = {
+            "truth_nll_nats": None if truth_nll_nats is None else truth_nll_nats.astype(np.float32),
+            "boundary": boundary,
+            "joined": joined,
+        }
+        return replace(rows, **{name: torch.from_numpy(array.copy()) for name, array in truth.items() if array is not None})
 
     @classmethod
     def nothing(cls, num_rows: int, device: torch.device | str = "cpu") -> TeacherRows:
         """Return rows that teach nothing."""
         empty = torch.full((num_rows, 1), -torch.inf, device=device)
-        return cls(
-            torch.zeros_like(empty, dtype=torch.int64),
-            empty,
-            torch.zeros_like(empty[:, 0]),
-            torch.zeros_like(empty[:, 0], dtype=torch.bool),
-        )
+        ids, untaught = torch.zeros_like(empty, dtype=torch.int64), torch.zeros_like(empty[:, 0], dtype=torch.bool)
+        return cls.of(ids, empty, torch.zeros_like(empty[:, 0]), untaught)
 
     @classmethod
     def cat(cls, parts: Sequence[TeacherRows]) -> TeacherRows:
         """Join rows along the first axis; narrower ones get empty slots."""
         k = max(part.ids.shape[1] for part in parts)
-        ids = [torch.nn.functional.pad(part.ids, (0, k - part.ids.shape[1])) for part in parts]
-        log_probs = [torch.nn.functional.pad(part.log_probs, (0, k - part.log_probs.shape[1]), value=-torch.inf) for part in parts]
-        return cls(
-            torch.cat(ids), torch.cat(log_probs), torch.cat([part.tail for part in parts]), torch.cat([part.taught for part in parts])
-        )
+        wide = [
+            replace(
+                part,
+                ids=torch.nn.functional.pad(part.ids, (0, k - part.ids.shape[1])),
+                log_probs=torch.nn.functional.pad(part.log_probs, (0, k - part.ids.shape[1]), value=-torch.inf),
+            )
+            for part in parts
+        ]
+        return cls(*(torch.cat([getattr(part, each.name) for part in wide]) for each in fields(cls)))
 
     def to(self, device: torch.device | str) -> TeacherRows:
         """Return the same rows on a device."""
-        return TeacherRows(*(each.to(device, non_blocking=True) for each in (self.ids, self.log_probs, self.tail, self.taught)))
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def targets(self, tail: Literal["bucket", "renormalise"]) -> Targets:
         """Return the rows normalised to 1: candidates and tail together, or as published the candidates alone."""

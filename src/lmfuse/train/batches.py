@@ -116,21 +116,33 @@ class Batch:
 
 @dataclass(frozen=True)
 class Example:
-    """One document of a batch as arrays: what is read, which tokens of it are predicted (indices into ``ids``), and their teacher."""
+    """One document of a batch as arrays: what is read, which tokens of it are predicted (indices into ``ids``), and their teacher.
+
+    ``joined`` is True where a predicted token begins where the predicted token before it ends.
+    """
 
     document: str
     ids: Integer[np.ndarray, "T"]
     targets: Int[np.ndarray, "N"]
+    joined: Bool[np.ndarray, "N"]
     fused: Fused | None
     clm_weight: float
 
 
 def example(document: Document, encoding: Encoding, fused: Fused | None, clm_weight: float) -> Example:
-    """Choose the predicted tokens of a document and their teacher rows."""
+    """Choose the predicted tokens of a document and their teacher rows.
+
+    A token behind one that is not predicted, in the middle of a span that begins with that one, counts as one of which the teacher's
+    probability is not known: the whole span's is never known.
+    """
     targets = 1 + np.flatnonzero(encoding.starts[1:] >= 0)
+    meets = encoding.starts[targets] == encoding.ends[targets - 1]
+    joined = meets & (np.append(-1, targets[:-1]) == targets - 1)
     if fused is not None:
-        fused = Fused(fused.topk[targets], fused.taught[targets], fused.winner[targets])
-    return Example(document.id, encoding.ids, targets, fused, clm_weight)
+        opens = joined | (encoding.starts[targets] == 0) | (meets & fused.boundary[targets - 1])
+        truth = np.where(opens, fused.truth_nll_nats[targets], np.nan).astype(np.float32)
+        fused = Fused(fused.topk[targets], fused.taught[targets], fused.winner[targets], truth, fused.boundary[targets])
+    return Example(document.id, encoding.ids, targets, joined, fused, clm_weight)
 
 
 def collate(examples: Sequence[Example]) -> Batch:
@@ -159,9 +171,11 @@ def _teacher_rows(examples: Sequence[Example]) -> TeacherRows | None:
     """Return one row per predicted token, untaught where a document has no teacher, or None where no document has one."""
     if all(e.fused is None for e in examples):
         return None
-    return TeacherRows.cat(
-        [TeacherRows.nothing(len(e.targets)) if e.fused is None else TeacherRows.from_numpy(e.fused.topk, e.fused.taught) for e in examples]
-    )
+    return TeacherRows.cat([TeacherRows.nothing(len(e.targets)) if e.fused is None else _rows(e.fused, e.joined) for e in examples])
+
+
+def _rows(fused: Fused, joined: Bool[np.ndarray, "N"]) -> TeacherRows:
+    return TeacherRows.from_numpy(fused.topk, fused.taught, fused.truth_nll_nats, fused.boundary, joined)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from lmfuse.errors import ModelError
-from lmfuse.losses.family import SparseLoss
-from lmfuse.losses.fused_linear import Objective, objective
+from lmfuse.losses.aids import Aids
+from lmfuse.losses.family import Loss
+from lmfuse.losses.objective import Objective, objective
 from lmfuse.models import LanguageModel
 from lmfuse.train.batches import Batch, DocumentWeight, Reader, Step, Teacher, prefetch
 from lmfuse.train.log import StepSums, TrainingLog
@@ -37,10 +38,11 @@ def train(
     model: LanguageModel,
     documents: Sequence[Document],
     teacher: Teacher | None,
-    loss: SparseLoss,
+    loss: Loss,
     settings: Training,
     folder: Path,
     *,
+    aids: Aids | None = None,
     document_weight: DocumentWeight | None = None,
     evaluate: Evaluate | None = None,
     progress: Progress | None = None,
@@ -62,6 +64,7 @@ def train(
         teacher: gives a row per token of a document's encoding, or None where it has nothing to say; None: plain continued training.
         loss: how the teacher's rows are compared, and ``clm_weight``, which moves linearly to ``clm_weight_end`` where that is set.
         folder: holds ``checkpoints/`` and, at the end, ``training.json``.
+        aids: what the loss wants to know of vocabularies (``loss.wants``).
         document_weight: ``clm_weight`` for one document, instead of the loss's own.
         evaluate: called every ``evaluate_steps`` steps and after the last, with the model in evaluation mode; its values are logged.
         progress: called with the number of tokens just read.
@@ -78,7 +81,8 @@ def train(
     accelerator = start_accelerator(model, settings, tracker_folder or folder / "tracker")
     num_steps = checked_steps(documents, settings, accelerator.num_processes)
     prepare_model(model, settings)
-    forward, optimizer = accelerator.prepare(Forward(model, loss, settings.chunk), adamw(model.module, settings))
+    known = None if aids is None else aids.to(accelerator.device)
+    forward, optimizer = accelerator.prepare(Forward(model, loss, settings.chunk, known), adamw(model.module, settings))
     weights = [document_weight(document) for document in documents] if document_weight else []
     identity = run_identity(model, settings, documents, loss, teacher is not None, weights)
     run = Run(model, optimizer, accelerator, settings, folder, num_steps, identity, evaluate, progress, on_event)
@@ -107,10 +111,10 @@ def train(
 class Forward(nn.Module):
     """Token ids in, losses out: one module, so that autocast and data parallelism see the whole pass and no logits leave it."""
 
-    def __init__(self, model: LanguageModel, loss: SparseLoss, chunk: int) -> None:
+    def __init__(self, model: LanguageModel, loss: Loss, chunk: int, aids: Aids | None = None) -> None:
         super().__init__()
         self.module = model.module
-        self.model, self.loss, self.chunk = model, loss, chunk
+        self.model, self.loss, self.chunk, self.aids = model, loss, chunk, aids
 
     def forward(self, batch: Batch) -> Objective:
         """Return the loss of a batch; 0 where nothing is predicted, with a gradient of zeros, because other processes wait for one."""
@@ -119,7 +123,9 @@ class Forward(nn.Module):
             return Objective(nothing, nothing.detach(), nothing.detach(), 0, 0)
         hidden = self.model.hidden(batch.input_ids)  # no mask: padding stands behind the text, where causal attention never looks
         hidden = hidden.flatten(0, 1).index_select(0, batch.positions)
-        return objective(hidden, self.model.head, batch.labels, batch.teacher, batch.clm_weight, self.loss, chunk=self.chunk)
+        return objective(
+            hidden, self.model.head, batch.labels, batch.teacher, batch.clm_weight, self.loss, aids=self.aids, chunk=self.chunk
+        )
 
 
 def adamw(module: nn.Module, settings: Training) -> torch.optim.AdamW:
