@@ -64,6 +64,7 @@ def recipe_reference() -> str:
     sections = {
         "The recipe": recipe.Recipe, "target, sources": ModelSpec, "text": recipe.Text, "text.train, text.evaluation": TextSpec,
         "rows": recipe.RowSettings, "train": Training, "arms": recipe.Arm, "evaluate": recipe.Evaluation,
+        "limits": recipe.Limits,
     }  # fmt: skip
     lines = [
         "# Recipes",

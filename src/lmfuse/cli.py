@@ -82,11 +82,20 @@ def align(
     target: Annotated[str, typer.Argument(help="Target model: folder or hub name.", show_default=False)],
     source: Annotated[str, typer.Argument(help="Source model: folder or hub name.", show_default=False)],
     text: Annotated[Path, typer.Option(help="A text file to look at both tokenizers on.", show_default=False)],
+    field: Annotated[str, typer.Option(help="Template of a record's text.")] = "{text}",
+    html: Annotated[Optional[Path], typer.Option(help="Write a page with lines of the text, cut by both.", show_default=False)] = None,  # noqa: UP045
+    lines: Annotated[int, typer.Option(help="Excerpts on the page.")] = 20,
+    rows: Annotated[Optional[Path], typer.Option(help="Folder of the source's rows: what it really lost.", show_default=False)] = None,  # noqa: UP045
 ) -> None:
-    """Show how well a source's tokens fit a target's: common boundaries, shared vocabulary, what is lost."""
-    from lmfuse import doctor
+    """Show how well a source's tokens fit a target's: common boundaries, coverage, shared vocabulary, digits, what is lost."""
+    from lmfuse.doctor import examine
+    from lmfuse.doctor.terminal import show
+    from lmfuse.report.doctor import write_page
 
-    doctor.show(doctor.examine(target, source, text))
+    found = examine(target, source, text, field=field, lines=lines, rows=rows)
+    show(found)
+    if html is not None:
+        typer.echo(write_page(found, html))
 
 
 @app.command()

@@ -7,7 +7,8 @@
     │   ├── RecipeError                 a recipe: unknown key or method, impossible value
     │   ├── TextError                   a text file: missing, empty, not UTF-8 (names file and line)
     │   ├── TokenizerError              a tokenizer that cannot be read as bytes
-    │   └── ModelError                  a model folder: missing or misshapen tensors, pickle, remote code, NaN
+    │   ├── ModelError                  a model folder: missing or misshapen tensors, pickle, remote code, NaN
+    │   └── LimitError                  a source beyond a limit of the recipe, found by the plan or in its rows
     ├── BusyError              exit 3   another run holds the folder
     ├── VerificationError      exit 4   an artefact on disk is not what its manifest says
     └── ResourceError          exit 5   out of disk or memory
@@ -51,6 +52,10 @@ class TokenizerError(InputError):
 
 class ModelError(InputError):
     """A model folder that cannot be trusted or does not hold a whole model."""
+
+
+class LimitError(InputError):
+    """A source that a recipe's ``limits`` do not let through: by its tokenizer, or by what its rows say."""
 
 
 class BusyError(LmfuseError):

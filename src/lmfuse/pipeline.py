@@ -6,7 +6,7 @@ Running the same recipe again continues where it stopped; what exists is reused,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -15,15 +15,18 @@ from typing import Any
 from lmfuse import __version__
 from lmfuse.artefacts import content_key, write_atomic
 from lmfuse.console import Console
+from lmfuse.doctor.fit import spread
 from lmfuse.errors import InputError, did_you_mean
 from lmfuse.evaluate.paired import by_unit, macro_bits_per_byte
+from lmfuse.fuse.uniform import Uniform
 from lmfuse.inputs import Inputs
+from lmfuse.limits import refuse_lossy
 from lmfuse.plan import Plan, make_plan
 from lmfuse.recipe import Arm, Recipe, load_recipe
 from lmfuse.release import comparisons_of_interest, release, tell
 from lmfuse.results import RunResults, mean_over_seeds, nats_per_byte_by_domain
 from lmfuse.stages import Job, Stages
-from lmfuse.teacher import domains_where_better
+from lmfuse.teacher import domains_where_better, survey
 from lmfuse.types import DocumentScore
 from lmfuse.workspace import Workspace, open_workspace
 
@@ -40,6 +43,7 @@ class Pipeline:
         self.sources = [source.label for source in recipe.sources]
         self.tried_rates: dict[float, float] = {}
         self.verdicts: dict[str, list[str]] = {}
+        self.judged: set[str] = set()
 
     @classmethod
     @contextmanager
@@ -65,6 +69,8 @@ class Pipeline:
             raise planned.problems[0]
         self.space.claim(self.recipe)
         self.space.event("corpus", **planned.documents)
+        if self.recipe.sources_used == "all" and any(arm.teacher == "sources" for arm in self.arms.values()):
+            self._refuse_lossy(self.sources)  # else as soon as it is known which sources teach
         results = RunResults()
         unit_of = self.inputs.corpus.evaluation_units
         for label in self.inputs.specs:
@@ -115,6 +121,8 @@ class Pipeline:
             return Job(arm, rate, seed)
         named = self._named(arm.teacher)
         teachers = ("target", *named) if arm.include_target and arm.teacher != "self" else tuple(named)
+        if arm.align == self.recipe.align:
+            self._refuse_lossy(label for label in teachers if label in self.sources)
         to_beat = {} if arm.teacher == "self" else self.clm_held_out_nats
         return Job(arm, rate, seed, teachers, {label: self._held_out_nats(label) for label in teachers}, to_beat)
 
@@ -125,6 +133,26 @@ class Pipeline:
         if teacher == "best_single":
             return [self.best_single]
         return ["target" if teacher == "self" else teacher]
+
+    def _refuse_lossy(self, labels: Iterable[str]) -> None:
+        """Collect the rows of sources and judge them by the recipe's limits, each source once; nothing where there is no such limit.
+
+        Raises:
+            LimitError: a source is beyond a limit.
+        """
+        if not self.recipe.limits.need_rows:
+            return
+        for label in labels:
+            if label in self.judged:
+                continue
+            teacher = self.stages.teacher(Job(Arm(name=label, align=self.recipe.align, fuse=Uniform()), 0.0, 0, (label,)))
+            assert teacher is not None, "the job names a teacher"
+            sample = spread(self.inputs.corpus.splits["train"])
+            found = survey(teacher, sample, self.inputs.tokenizer("target"))[0][label]
+            self.space.event("limits", source=label, lost_mass=found.lost_mass, one_hot=found.one_hot, windows=len(sample))
+            self.console.say(f"{label}: lost mass {found.lost_mass:.2%}, one-hot {found.one_hot:.1%}; on {len(sample):,} training windows")
+            refuse_lossy(label, found.lost_mass, found.one_hot, self.recipe.limits)
+            self.judged.add(label)
 
     @cached_property
     def learning_rate(self) -> float:

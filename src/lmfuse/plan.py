@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from lmfuse.corpus import Corpus
-from lmfuse.doctor import shared_vocabulary
+from lmfuse.doctor.fit import fit, spread
+from lmfuse.doctor.tokenizers import shared_vocabulary
 from lmfuse.errors import LmfuseError, RecipeError, ResourceError
 from lmfuse.evaluate.paired import domains_by_window
 from lmfuse.hub import hub_cache
 from lmfuse.inputs import Inputs
+from lmfuse.limits import Fit, refuse_misfit
 from lmfuse.memory import available_memory
 from lmfuse.model_facts import UNLIMITED_CONTEXT
 from lmfuse.models import checked_device
@@ -42,6 +44,7 @@ class ModelNeeds:
     train_tokens: int
     memory_bytes: int
     fetch_bytes: int
+    tokens_left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Plan:
     disk_free_bytes: int
     memory_needed_bytes: int
     memory_free_bytes: int
+    fits: tuple[Fit, ...] = ()
     notes: tuple[str, ...] = ()
     problems: tuple[LmfuseError, ...] = field(default=())
 
@@ -100,7 +104,7 @@ def make_plan(inputs: Inputs) -> Plan:
     if not problems:
         problems.attempt(lambda: inputs.corpus)
     if problems:
-        return Plan((), {}, 0, free_disk(inputs.cache), 0, free_memory(), (), tuple(problems))
+        return Plan((), {}, 0, free_disk(inputs.cache), 0, free_memory(), problems=tuple(problems))
     return _judge(inputs, tuple(_model_needs(label, inputs) for label in inputs.specs))
 
 
@@ -110,7 +114,7 @@ def _model_needs(label: str, inputs: Inputs) -> ModelNeeds:
         label, facts.architecture, facts.parameters, facts.context, tokenizer.vocabulary.size, facts.licence, tokenizer.lossy or "exact",
         shared_vocabulary(inputs.tokenizer("target").vocabulary, tokenizer.vocabulary),
         sum(len(encoding.ids) for encoding in tokenizer.encode_many(inputs.corpus.splits["train"])),
-        facts.parameters * BYTES[inputs.specs[label].dtype], facts.bytes_to_fetch,
+        facts.parameters * BYTES[inputs.specs[label].dtype], facts.bytes_to_fetch, facts.tokens_left_out,
     )  # fmt: skip
 
 
@@ -144,8 +148,17 @@ def _judge(inputs: Inputs, needs: tuple[ModelNeeds, ...]) -> Plan:
         )
     for check in (partial(_refuse_wide_rows, recipe, needs), partial(_refuse_same_sources, inputs), partial(_refuse_device, recipe)):
         problems.attempt(check)
+    fits = _fits(inputs)
+    for found in fits:
+        problems.attempt(partial(refuse_misfit, found, recipe.align, recipe.limits))
     documents = {split: len(windows) for split, windows in corpus.splits.items()}
-    return Plan(needs, documents, disk, free, memory, room, tuple(_notes(needs, corpus)), tuple(problems))
+    return Plan(needs, documents, disk, free, memory, room, fits, tuple(_notes(needs, corpus)), tuple(problems))
+
+
+def _fits(inputs: Inputs) -> tuple[Fit, ...]:
+    """Return how each source's tokens fit the target's on some training windows."""
+    sample, target, align = spread(inputs.corpus.splits["train"]), inputs.tokenizer("target"), inputs.recipe.align
+    return tuple(fit(source.label, align, sample, target, inputs.tokenizer(source.label)) for source in inputs.recipe.sources)
 
 
 def _refuse_wide_rows(recipe: Recipe, needs: tuple[ModelNeeds, ...]) -> None:
@@ -209,6 +222,11 @@ def _notes(needs: tuple[ModelNeeds, ...], corpus: Corpus) -> list[str]:
         if m.tokenizer != "exact"
     ]
     notes += [f"{m.label}: {m.fetch_bytes / GIB:.2f} GiB of weights will be fetched" for m in needs if m.fetch_bytes]
+    notes += [
+        f"{m.label}: {len(m.tokens_left_out)} control tokens without a row in the model are left out, first {m.tokens_left_out[0][:40]!r}"
+        for m in needs
+        if m.tokens_left_out
+    ]
     notes += [f"{m.label}: no licence found; check that you may use it" for m in needs if not m.licence]
     windows = [(window.domain, corpus.evaluation_units[window.id]) for window in corpus.splits["evaluation"]]
     for domain in corpus.domains("evaluation"):
@@ -246,6 +264,8 @@ def show(plan: Plan) -> None:
         console.say("windows: " + ", ".join(f"{split} {count:,}" for split, count in plan.documents.items()))
         console.say(f"disk: about {plan.disk_needed_bytes / GIB:.2f} GiB of {plan.disk_free_bytes / GIB:.1f} free; "
                     f"memory: about {plan.memory_needed_bytes / GIB:.2f} GiB of {plan.memory_free_bytes / GIB:.1f} free")  # fmt: skip
+    for found in plan.fits:
+        console.say(found.sentence)
     for note in plan.notes:
         console.warn(note)
     for problem in plan.problems[1:]:

@@ -15,9 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from lmfuse.align.byte_law import ByteLaw
 from lmfuse.align.dtw import Dtw
-from lmfuse.catalogue import AlignMethod, FuseMethod, LossMethod
+from lmfuse.catalogue import AlignMethod, FuseMethod, LossMethod, misfit
 from lmfuse.errors import RecipeError, did_you_mean
 from lmfuse.fuse.min_ce import MinCE
+from lmfuse.limits import Limits
 from lmfuse.losses.cross_entropy import CrossEntropy
 from lmfuse.losses.kl import KL
 from lmfuse.models import ModelSpec
@@ -131,6 +132,7 @@ class Recipe(_Section):
     arms: tuple[str | Arm, ...] = ("clm", "self", "fused")
     result: str = "fused"
     evaluate: Evaluation = Evaluation()
+    limits: Limits = Limits()
     device: str = "auto"
 
     @field_validator("arms", mode="before")
@@ -162,6 +164,9 @@ class Recipe(_Section):
                 )
         domains = {spec.domain for spec in self.text.train}
         for arm in self.resolved_arms:
+            taught_by = (len(names) if arm.teacher == "sources" else 1) + (arm.include_target and arm.teacher != "self")
+            if arm.teacher != "none" and (problem := misfit(arm.align, arm.loss, taught_by)):
+                raise ValueError(f"arms.{arm.name}: {problem}")
             for domain in arm.clm_weight.keys() - domains:
                 raise ValueError(f"clm_weight: {did_you_mean(domain, domains)}")
         return self

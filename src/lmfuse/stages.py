@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lmfuse.aids import load_aids
 from lmfuse.artefacts import content_key, is_complete, publish, read_manifest, write_atomic
 from lmfuse.collect import collect
 from lmfuse.console import Console
@@ -129,7 +130,7 @@ class Stages:
             SourceRows(
                 label,
                 self.rows(label),
-                load_pair(self.inputs.tokenizer(label), target, self.space.cache, job.arm.align),
+                load_pair(self.inputs.tokenizer(label), target, self.space.cache, job.arm.align, self.corpus.splits["train"]),
                 held_out.get(label, {}),
             )
             for label in job.teachers
@@ -184,14 +185,16 @@ class Stages:
     def _train(self, job: Job, settings: Training, folder: Path) -> None:
         documents, arm, teacher = self.corpus.splits["train"], job.arm, self.teacher(job)
         model = self._load(self.specs["target"])
+        tokenizers = [self.inputs.tokenizer(label) for label in job.teachers]
+        aids = load_aids(arm.loss, model.tokenizer, tokenizers, self.space.cache) if teacher else None
         title = f"train {arm.name} (learning rate {job.learning_rate:g}, seed {job.seed})"
         by_domain = (lambda document: arm.clm_weight.get(document.domain, arm.loss.clm_weight)) if arm.clm_weight and teacher else None
         evaluate = self._held_out if settings.evaluate_steps else None
         tracker_folder = self.space.run / "tracker" / f"{arm.name}-{job.learning_rate:g}-{job.seed}"
         with self.console.task(title, round(model.count_tokens(documents) * settings.epochs)) as advance:
             train(
-                model, documents, teacher, arm.loss, settings, folder, document_weight=by_domain, evaluate=evaluate, progress=advance,
-                tracker_folder=tracker_folder,
+                model, documents, teacher, arm.loss, settings, folder, aids=aids, document_weight=by_domain, evaluate=evaluate,
+                progress=advance, tracker_folder=tracker_folder,
                 on_event=lambda event: self.space.event("train", arm=arm.name, **event),
             )  # fmt: skip
         save_model(model, folder, dtype=self.recipe.target.dtype, source=local_folder(self.specs["target"]))
