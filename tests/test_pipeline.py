@@ -142,3 +142,21 @@ def test_training_is_watched_on_held_out_text_and_by_a_tracker(tmp_path):
     assert [line["step"] for line in evaluations][:2] == [2, 4]
     assert set(evaluations[0]["values"]) == {"x", "y"}
     assert list((tmp_path / "out" / "tracker").rglob("*tfevents*"))
+
+
+def test_losses_that_want_more_than_rows_are_given_it(finished):
+    """Chunks of both tokenizations, and rows in a source's own vocabulary: trained in a run, each to a model of its own."""
+
+    def arm(name, loss, align):
+        fuse = {"name": "min_ce", "judge": "training_text"}
+        return {"name": name, "teacher": "a", "align": align, "fuse": fuse, "loss": {"name": loss, "clm_weight": 0.2}}
+
+    unmapped = [arm(name, loss, {"name": "join", "map": "none"}) for name, loss in (("shape", "uld"), ("projected", "projected_kl"))]
+    arms = ["clm", arm("chunks", "chunk_likelihood", {"name": "byte_law"}), *unmapped]
+    path = runs.write_recipe(finished, name="losses", arms=arms, result="projected")
+    with Pipeline.open(path, finished / "losses", finished / "cache") as pipeline:
+        pipeline.run()
+    report = json.loads((finished / "losses" / "report" / "report.json").read_text())
+    values = [report["arms"][name]["macro"] for name in ("clm", "chunks", "shape", "projected")]
+    assert np.isfinite(values).all()
+    assert len(set(values)) == 4

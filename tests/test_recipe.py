@@ -41,6 +41,17 @@ def changed(path: str, value: object) -> dict:
         ("arms", ["fused", {"name": "one", "teacher": "c"}], "arms.one.teacher: unknown 'c'"),
         ("arms", [{"name": "a", "teacher": "a"}, "fused"], "names both an arm and a model"),
         ("seeds", [], "seeds"),
+        (
+            "loss",
+            {"name": "projected_kl"},
+            r"arms.self: loss projected_kl reads rows in the source's vocabulary; use align: \{name: join, map: none\}",
+        ),
+        (
+            "align",
+            {"name": "join", "map": "none"},
+            r"arms.self: align.map none leaves rows in the source's vocabulary, loss kl reads the target's",
+        ),
+        ("loss", {"name": "chunk_likelihood", "temperature": 0}, "temperature"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_place_and_a_suggestion(path, value, message):
@@ -105,3 +116,18 @@ def test_a_file_that_is_no_recipe(tmp_path, content, message):
 def test_the_schema_knows_every_method():
     text = str(recipe_schema())
     assert all(name in text for name in ("byte_law", "dtw", "min_ce", "avg_ce", "cross_entropy"))
+
+
+@pytest.mark.parametrize("name", ["uld", "projected_kl"])
+def test_rows_in_a_sources_vocabulary_are_those_of_one_source(name):
+    methods = {"align": {"name": "join", "map": "none"}, "loss": {"name": name}}
+    with pytest.raises(RecipeError, match=r"arms.fused: align.map none with 2 sources, whose vocabularies differ; name one source"):
+        parse_recipe(runs.recipe(arms=["clm", "self", "fused"], **methods))
+    with pytest.raises(RecipeError, match=r"arms.one: align.map none with 2 sources"):
+        parse_recipe(runs.recipe(arms=[{"name": "one", "teacher": "a", "include_target": True, **methods}], result="one"))
+    for arms in (["clm", "self", "best_single"], [{"name": "best_single", "teacher": "a", **methods}]):
+        assert parse_recipe(runs.recipe(arms=arms, result="best_single", **methods)).loss.name == name
+
+
+def test_uld_takes_rows_of_any_vocabulary():
+    assert parse_recipe(runs.recipe(loss={"name": "uld"}, arms=["clm", "fused"])).loss.name == "uld"

@@ -78,3 +78,45 @@ def test_another_map_or_none_is_refused() -> None:
         Join(map="exact")(
             replace(rows, topk=TopK.unknown(len(rows), 2, 2)), encoding, replace(pair, tokens=exact_map(vocabulary, vocabulary))
         )
+
+
+def test_by_hand_without_a_map_rows_stay_in_the_sources_vocabulary() -> None:
+    source = Vocabulary.from_tokens([b"hello", b" wor", b"ld", b"help"])
+    target = Vocabulary.from_tokens([b"hel", b"lo", b" world", b"hello"])
+    topk = TopK(np.array([[3, 0], [2, 0], [3, 0]]), np.log([[0.5, 0.25], [0.5, 0.25], [0.5, 0.25]]), np.log([0.25, 0.25, 0.25]), 4)
+    nll = np.array([1.0, 2.0, 3.0], np.float32)
+    rows = Rows(np.array([0, 5, 9]), np.array([5, 9, 11]), np.array([0, 1, 2]), nll, topk)
+    pair = build_pair(source, target, longest_first(target))
+    aligned = Join(map="none")(rows, Encoding(np.array([0, 1, 2]), np.array([0, 3, 5]), np.array([3, 5, 11])), pair)
+    assert aligned.topk.vocab_size == 4
+    assert aligned.source_row.tolist() == [0, -1, 1]
+    assert aligned.topk.ids[[0, 2]].tolist() == [[3, 0], [2, 0]]
+    assert_allclose(np.exp(aligned.topk.log_probs), [[0.5, 0.25], [0, 0], [0.5, 0.25]], rtol=1e-6)
+    assert_allclose(np.exp(aligned.topk.tail), [0.25, 1.0, 0.25], rtol=1e-6)
+    assert np.isnan(aligned.truth_nll_nats).all()
+    assert aligned.boundary.tolist() == [False, True, True]
+    whole = Join(map="none", k=1)(rows, Encoding(np.array([3, 2]), np.array([0, 5]), np.array([5, 11])), pair)
+    assert whole.topk.ids.tolist() == [[3], [2]]
+    assert_allclose(np.exp(whole.topk.tail), [0.5, 0.5], rtol=1e-6)
+    assert_allclose(whole.truth_nll_nats, [1.0, np.nan])
+    empty = Join(map="none")(rows_of_nobody(), Encoding(np.array([0]), np.array([0]), np.array([3])), pair)
+    assert (len(empty.topk), empty.topk.vocab_size, empty.taught.any()) == (1, 4, False)
+
+
+def rows_of_nobody() -> Rows:
+    nothing = np.zeros(0, np.int64)
+    return Rows(nothing, nothing, nothing, np.zeros(0, np.float32), TopK.unknown(0, 2, 4))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_without_a_map_the_rows_are_those_of_the_exact_map_between_equal_vocabularies(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    vocabulary = toy_vocabulary(rng)
+    pair = build_pair(vocabulary, vocabulary, longest_first(vocabulary))
+    encoding = encode(vocabulary, TEXT, rng, dummy_prefix=seed == 1, start_token=True)
+    rows = random_rows(rng, vocabulary, encoding)
+    aligned = Join(map="none")(rows, encoding, pair)
+    assert (aligned.topk.ids[1:] == rows.topk.ids).all()
+    assert_allclose(aligned.topk.log_probs[1:], rows.topk.log_probs)
+    assert_allclose(aligned.topk.tail[1:], rows.topk.tail)
+    assert_allclose(aligned.truth_nll_nats[1:], rows.nll_nats)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from lmfuse.align.project import gather_targets, project
+from lmfuse.align.project import Gathered, gather, project
 from lmfuse.types import TopK, VocabularyMap
 from tests.align.test_pair import total_mass
 
@@ -57,12 +57,52 @@ def test_probabilities_that_meet_add_or_the_first_stays() -> None:
     assert_allclose([np.exp(first.tail[0]), lost[0]], [0.3, 0.1], rtol=1e-5)
 
 
+def gathered(ids: list[int], mass: list[float], k: int, pinned: int | None = None) -> Gathered:
+    pins = None if pinned is None else np.array([pinned])
+    return gather(np.array(ids)[:, None], np.array(mass)[:, None], np.array([1 - sum(mass)]), k, pinned=pins)
+
+
 def test_a_pinned_id_is_never_cut() -> None:
-    ids, mass = np.array([[5], [7], [9]]), np.array([[0.5], [0.3], [0.1]])
-    assert gather_targets(ids, mass, 2)[0].tolist() == [[5, 7]]
-    kept, heavy, lost, cut = gather_targets(ids, mass, 2, pinned=np.array([9]))
-    assert (kept.tolist(), heavy.tolist(), lost.tolist(), cut.tolist()) == ([[5, 9]], [[0.5, 0.1]], [0.0], [0.3])
-    assert gather_targets(ids, mass, 1, pinned=np.array([7]))[0].tolist() == [[7]]
+    ids, mass = [5, 7, 9], [0.5, 0.3, 0.1]
+    assert gathered(ids, mass, 2).ids.T.tolist() == [[5, 7]]
+    kept = gathered(ids, mass, 2, pinned=9)
+    assert (kept.ids.T.tolist(), kept.mass.T.tolist(), kept.lost.tolist()) == ([[5, 9]], [[0.5, 0.1]], [0.0])
+    assert_allclose(kept.tail, [0.4])
+    assert gathered(ids, mass, 1, pinned=7).ids.T.tolist() == [[7]]
+
+
+def test_what_is_put_in_later_meets_its_like_or_takes_the_place_of_the_lightest() -> None:
+    kept = gathered([5, 7], [0.5, 0.1], 2, pinned=9)
+    one = np.array([0])
+    kept.put(one, np.array([7]), np.array([0.05]))
+    assert_allclose(kept.mass[:, 0], [0.5, 0.15])
+    kept.put(one, np.array([3]), np.array([0.02]))  # lighter than all
+    assert kept.ids[:, 0].tolist() == [5, 7]
+    kept.put(one, np.array([9]), np.array([0.01]))  # pinned
+    assert kept.ids[:, 0].tolist() == [5, 9]
+    kept.put(one, np.array([2]), np.array([0.3]))  # lighter than 5, and 9 stays
+    assert kept.ids[:, 0].tolist() == [5, 9]
+    assert_allclose(total_mass(kept.topk(10)), 1 + 0.05 + 0.02 + 0.01 + 0.3 - 0.38, atol=1e-6)  # more than 1: scaled
+    kept.forget(one)
+    assert (kept.mass[:, 0].tolist(), kept.tail.tolist()) == ([0.0, 0.0], [1.0])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_adding_later_equals_adding_at_once_where_nothing_is_cut(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    ids, mass, tail = rng.integers(-1, 6, (9, 30)), rng.dirichlet(np.ones(10), 30).T[:9].copy(), np.full(30, 0.1)
+    at_once = gather(ids, mass.copy(), tail, 9)
+    later = gather(ids[:4], mass[:4].copy(), tail, 9)
+    later.add(np.arange(30), ids[4:7], mass[4:7].copy())
+    for row in (7, 8):
+        there = np.flatnonzero(ids[row] >= 0)
+        later.put(there, ids[row, there], mass[row, there])
+        later.lose(np.flatnonzero(ids[row] < 0), mass[row, ids[row] < 0])
+    for token in range(30):
+        for wanted in range(6):
+            assert_allclose(*(each.mass[each.ids[:, token] == wanted, token].sum() for each in (at_once, later)), atol=1e-12)
+    assert_allclose(at_once.lost, later.lost)
+    assert_allclose(at_once.tail, later.tail)
 
 
 @pytest.mark.parametrize("keep", ["sum", "first"])

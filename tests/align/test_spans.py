@@ -103,9 +103,12 @@ def test_support_completes_the_top_k_once() -> None:
     topk.log_probs[2] = [np.log(0.5), -np.inf]
     rows = Rows(np.arange(3), np.arange(1, 4), np.array([2, 3, 0]), -np.log(np.array([0.25, 0.125, 0.5], np.float32)), topk)
     support = Support.of(rows)
-    assert support.ids.T.tolist() == [[4, 2, 2], [4, 0, 3], [0, 0, 0]]
-    assert support.mass.T.round(4).tolist() == [[0.5, 0.25, 0.0], [0.5, 0.25, 0.125], [0.5, 0.0, 0.0]]
+    assert support.ids.T.tolist() == [[4, 2], [4, 0], [0, 0]]
+    assert support.mass.T.round(4).tolist() == [[0.5, 0.25], [0.5, 0.25], [0.5, 0.0]]
     assert support.slot.tolist() == [1, 2, 0]
+    ids, mass = support.whole(np.array([1, 0]))
+    assert ids.T.tolist() == [[4, 0, 3], [4, 2, 2]]
+    assert mass.T.round(4).tolist() == [[0.5, 0.25, 0.125], [0.5, 0.25, 0.0]]
     np.testing.assert_allclose(support.tail, [0.25, 0.125, 0.5], rtol=1e-6)
 
 

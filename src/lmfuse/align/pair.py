@@ -15,6 +15,7 @@ from jaxtyping import Bool, Int, Integer, Shaped
 
 from lmfuse.align.exact import token_bytes
 from lmfuse.align.first_piece import FirstPieces, first_piece_ids
+from lmfuse.align.memo import Memo
 from lmfuse.types import Vocabulary, VocabularyMap
 
 DUMMY_PREFIX = b" "
@@ -32,6 +33,10 @@ class Pair:
         tokens: the map of whole tokens that the plain join projects with; the byte law does not need it.
         prefixed_target: for each source token the target id that gets a space and then the token, which is what a target with a
             dummy prefix writes first; without it such candidates go to the tail.
+        longer: for source tokens whose bytes are the beginning of longer target tokens: the target tokens that a corpus has where the
+            source writes them, with their shares; without it such candidates are taken for the short target token.
+        first_pieces: what the target writes first of a string; without it what comes after a source token that ends inside a target
+            token is not spelled out, but left in the tail.
 
     Raises:
         ValueError: a table or the map has another size than the vocabularies ask for.
@@ -43,6 +48,8 @@ class Pair:
     prefix_node: Integer[np.ndarray, "N"]
     tokens: VocabularyMap | None = None
     prefixed_target: Integer[np.ndarray, "W"] | None = None
+    longer: VocabularyMap | None = None
+    first_pieces: FirstPieces | None = None
 
     def __post_init__(self) -> None:
         num_bytes = len(self.source.flat)
@@ -51,9 +58,10 @@ class Pair:
             raise ValueError(f"pair: {found} for a source vocabulary of {num_bytes} bytes")
         if self.prefixed_target is not None and len(self.prefixed_target) != self.source.size:
             raise ValueError(f"pair: {len(self.prefixed_target)} prefixed targets for {self.source.size} source tokens")
-        if self.tokens is not None and (self.tokens.source_size, self.tokens.target_size) != (self.source.size, self.target.size):
-            found = f"a map {self.tokens.source_size} -> {self.tokens.target_size}"
-            raise ValueError(f"pair: {found} between vocabularies of {self.source.size} and {self.target.size} tokens")
+        for onto in (self.tokens, self.longer):
+            if onto is not None and (onto.source_size, onto.target_size) != (self.source.size, self.target.size):
+                found = f"a map {onto.source_size} -> {onto.target_size}"
+                raise ValueError(f"pair: {found} between vocabularies of {self.source.size} and {self.target.size} tokens")
 
     @cached_property
     def _cuts(self) -> tuple[Int[np.ndarray, "W"], Int[np.ndarray, "M"], Int[np.ndarray, "M"]]:
@@ -80,6 +88,85 @@ class Pair:
             return None
         return onto.single().astype(np.int32)
 
+    @cached_property
+    def is_short(self) -> Bool[np.ndarray, "W"]:
+        """Return which source tokens ``longer`` speaks of."""
+        return np.zeros(self.source.size, bool) if self.longer is None else np.diff(self.longer.indptr) > 0
+
+    @cached_property
+    def _stops(self) -> Bool[np.ndarray, "M"]:
+        """Return, over all cuts of all tokens, where the target's own pieces of the token end.
+
+        The pieces are read off ``suffix_target``: the first piece of the token, the first piece of what is left, and so on.
+        """
+        first, _, rest = self._cuts
+        stops = np.zeros(len(rest), bool)
+        at = first[self.source.lengths > 0].astype(np.int64)
+        while len(at):
+            piece = rest[at]
+            width = np.where(piece >= 0, self.target.lengths.take(piece, mode="clip"), 0)
+            at = (at + width)[width > 0]
+            stops[at] = True
+        return stops
+
+    @cached_property
+    def _beginnings(self) -> Int[np.ndarray, "2 W"]:
+        """Return for each source token the shorter ones that end with its first and with its second piece in the target, or -1."""
+        first, node, _ = self._cuts
+        written = np.flatnonzero(self.source.lengths)
+        token_of = np.full(int(node.max(initial=-1)) + 1, -1)
+        token_of[self.prefix_node[self.source.offsets[written + 1] - 1][::-1]] = written[::-1]  # of equals the lowest id
+        beginnings = np.full((2, self.source.size), -1)
+        stop, at = np.flatnonzero(self._stops), np.zeros(self.source.size, np.int64)
+        owner = np.searchsorted(first, stop, side="right") - 1
+        rank = np.arange(len(stop)) - np.searchsorted(owner, owner)
+        for nth in range(2):
+            here = (rank == nth) & (node[stop] >= 0)  # nothing comes after the last cut
+            at = stop[here] - 1
+            beginnings[nth, owner[here]] = token_of[node[at]]
+        return beginnings.astype(np.int32)
+
+    def longer_candidates(
+        self, ids: Integer[np.ndarray, "C U"], next_ids: Integer[np.ndarray, "U"]
+    ) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N"]]:
+        """Return which candidates go on behind the token that followed where the target would cut them: columns and rows.
+
+        Only the first two cuts of a candidate are looked at; a token of more pieces is seldom a candidate.
+        """
+        first, second = (beginning.take(ids) == next_ids for beginning in self._beginnings)
+        found = np.flatnonzero(first | second)
+        column = found // max(len(next_ids), 1)
+        return column, found - column * len(next_ids)
+
+    @cached_property
+    def _joined(self) -> tuple[Memo, Int[np.ndarray, "M"]]:
+        """Return the answers of ``first_of_both`` so far, and the names of all prefixes of the target's tokens."""
+        return Memo(), prefix_nodes(self.target)
+
+    def first_of_both(
+        self, written_ids: Integer[np.ndarray, "N"], num_bytes: Integer[np.ndarray, "N"], ids: Integer[np.ndarray, "N"]
+    ) -> Int[np.ndarray, "N"]:
+        """Return the target token that gets the first ``num_bytes`` bytes of a target token with a source token behind them, or -1.
+
+        The tokenizer is asked once for each two strings. Not for several threads at once.
+        """
+        if self.first_pieces is None or not len(ids):
+            return np.full(len(ids), -1)
+        memo, nodes = self._joined
+        head = np.where(num_bytes > 0, 1 + nodes.take(self.target.offsets[written_ids] + num_bytes - 1, mode="clip"), 0)
+        return memo(head * self.source.size + ids, lambda places: self._ask(written_ids[places], num_bytes[places], ids[places]))
+
+    def _ask(
+        self, written_ids: Integer[np.ndarray, "N"], num_bytes: Integer[np.ndarray, "N"], ids: Integer[np.ndarray, "N"]
+    ) -> Int[np.ndarray, "N"]:
+        assert self.first_pieces is not None
+        spans = zip(self.target.offsets[written_ids].tolist(), num_bytes.tolist(), ids.tolist(), strict=True)
+        return self.first_pieces([self._target_data[at : at + n] + self.source.bytes_of(token) for at, n, token in spans])
+
+    @cached_property
+    def _target_data(self) -> bytes:
+        return self.target.flat.tobytes()
+
     def begins_alike(
         self, ids: Integer[np.ndarray, "C N"], with_ids: Integer[np.ndarray, "N"], num_bytes: Int[np.ndarray, "N"]
     ) -> Bool[np.ndarray, "C N"]:
@@ -88,6 +175,10 @@ class Pair:
         last = (num_bytes - 1).astype(np.int32)
         # an entry beyond a token's end belongs to a later token, nearer to its beginning: no node there is as deep as the one sought
         return node.take(first.take(ids) + last, mode="clip") == node[first[with_ids] + last]
+
+    def stops_after(self, ids: Integer[np.ndarray, "N"], num_bytes: Int[np.ndarray, "N"]) -> Bool[np.ndarray, "N"]:
+        """Return which source tokens the target would cut after their first ``num_bytes`` bytes; those that are shorter may say anything."""
+        return self._stops.take(self._cuts[0].take(ids) + num_bytes, mode="clip")
 
     def target_of_rest(self, ids: Integer[np.ndarray, "N"], num_bytes: Int[np.ndarray, "N"]) -> Int[np.ndarray, "N"]:
         """Return the target id that gets each source token, of ``num_bytes`` bytes or more, after them; -1 where nothing is left."""
@@ -103,10 +194,17 @@ class Pair:
 
     @classmethod
     def from_arrays(
-        cls, source: Vocabulary, target: Vocabulary, arrays: Mapping[str, Shaped[np.ndarray, "..."]], tokens: VocabularyMap | None = None
+        cls,
+        source: Vocabulary,
+        target: Vocabulary,
+        arrays: Mapping[str, Shaped[np.ndarray, "..."]],
+        tokens: VocabularyMap | None = None,
+        longer: VocabularyMap | None = None,
+        first_pieces: FirstPieces | None = None,
     ) -> Pair:
         """Build a pair from what :meth:`to_arrays` gave."""
-        return cls(source, target, arrays["suffix_target"], arrays["prefix_node"], tokens, arrays.get("prefixed_target"))
+        tables = arrays["suffix_target"], arrays["prefix_node"], tokens, arrays.get("prefixed_target")
+        return cls(source, target, *tables, longer, first_pieces)
 
 
 def prefix_nodes(vocabulary: Vocabulary) -> Int[np.ndarray, "N"]:
@@ -169,4 +267,5 @@ def build_pair(source: Vocabulary, target: Vocabulary, first_pieces: FirstPieces
         prefix_nodes(source),
         tokens,
         first_piece_ids(prefixed, target, first_pieces).astype(np.int32),
+        first_pieces=first_pieces,
     )

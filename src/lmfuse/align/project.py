@@ -1,11 +1,12 @@
 """Move candidates from a source's vocabulary into a target's: probabilities that meet on one id add, nothing disappears unseen.
 
 The released code of FuseLLM and FuseChat keeps only the first of several candidates that meet (``keep="first"``) and renormalises the
-rest away.
+rest away. Candidates stand first on the axes, ``[C, T]``: what is done to them is then done to whole arrays of tokens.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -14,78 +15,158 @@ from jaxtyping import Float, Int, Integer
 from lmfuse.types import TopK, VocabularyMap
 
 
-def gather_targets(
+@dataclass
+class Gathered:
+    """Teacher rows in the making: what T tokens' candidates have become in the target's vocabulary so far. Changed in place.
+
+    Attributes:
+        ids: the kept candidates; a slot without mass means nothing.
+        mass: their probabilities.
+        tail: probability outside of them, what was cut or lost included.
+        lost: probability of candidates that found no target id.
+        pinned: one id of each token that is never cut, or None.
+    """
+
+    ids: Integer[np.ndarray, "k T"]
+    mass: Float[np.ndarray, "k T"]
+    tail: Float[np.ndarray, "T"]
+    lost: Float[np.ndarray, "T"]
+    pinned: Integer[np.ndarray, "T"] | None
+
+    def add(self, tokens: Int[np.ndarray, "N"], ids: Integer[np.ndarray, "C N"], mass: Float[np.ndarray, "C N"]) -> None:
+        """Add more candidates to some tokens (each named once); negative ids are lost. The k heaviest stay."""
+        if not len(tokens):
+            return
+        pinned = None if self.pinned is None else self.pinned[tokens]
+        all_ids = np.concatenate([self.ids.take(tokens, axis=1), ids.astype(self.ids.dtype, copy=False)])
+        all_mass = np.concatenate([self.mass.take(tokens, axis=1), mass.astype(self.mass.dtype, copy=False)])
+        both = gather(all_ids, all_mass, self.tail[tokens], len(self.ids), pinned=pinned)
+        for mine, theirs in ((self.ids, both.ids), (self.mass, both.mass)):
+            for slot, values in zip(mine, theirs, strict=True):  # numpy is slow at all slots of some columns at once
+                slot[tokens] = values
+        self.tail[tokens] = both.tail
+        self.lost[tokens] += both.lost
+
+    def put(self, tokens: Int[np.ndarray, "N"], ids: Integer[np.ndarray, "N"], mass: Float[np.ndarray, "N"]) -> None:
+        """Add one candidate with an id to some tokens (each named once): to the slot that has it, else in place of the lightest if that is lighter."""
+        now, held = self.mass.take(tokens, axis=1), self.ids.take(tokens, axis=1)
+        same = (held == ids) & (now > 0)
+        if self.pinned is not None:
+            pinned = self.pinned[tokens]
+            now[(held == pinned) & (now > 0)] = np.inf
+            wanted = np.where(ids == pinned, np.inf, mass)
+        else:
+            wanted = mass
+        now[same] = -1.0
+        slot = now.argmin(axis=0)
+        weight = now[slot, np.arange(len(tokens))]
+        meets = weight < 0
+        self.mass[slot[meets], tokens[meets]] += mass[meets]
+        wins = ~meets & (wanted > weight)
+        self.tail[tokens] += np.where(meets, 0.0, np.where(wins, weight, mass))
+        self.ids[slot[wins], tokens[wins]], self.mass[slot[wins], tokens[wins]] = ids[wins], mass[wins]
+
+    def lose(self, tokens: Int[np.ndarray, "N"], mass: Float[np.ndarray, "N"]) -> None:
+        """Add probability without a target id to the tail of some tokens, and count it."""
+        np.add.at(self.tail, tokens, mass)
+        np.add.at(self.lost, tokens, mass)
+
+    def scale(self, tokens: Int[np.ndarray, "N"], by: Float[np.ndarray, "N"]) -> None:
+        """Multiply all probabilities of some tokens."""
+        for part in (*self.mass, self.tail, self.lost):
+            part[tokens] *= by
+
+    def forget(self, tokens: Int[np.ndarray, "N"]) -> None:
+        """Make some tokens' rows know nothing."""
+        for slot in self.mass:
+            slot[tokens] = 0.0
+        self.tail[tokens], self.lost[tokens] = 1.0, 0.0
+
+    def topk(self, vocab_size: int) -> TopK:
+        """Return the rows, as views of slots by tokens; a row that sums to more than 1 through rounding is scaled to 1."""
+        over = np.flatnonzero(self.mass.sum(axis=0) + self.tail > 1)
+        self.scale(over, 1 / (self.mass.take(over, axis=1).sum(axis=0) + self.tail[over]))
+        with np.errstate(divide="ignore"):
+            log_probs, tail = np.log(self.mass), np.log(self.tail)
+        return TopK(np.where(self.mass > 0, self.ids, 0).T, log_probs.T, tail, vocab_size)
+
+
+def gather(
     ids: Integer[np.ndarray, "C T"],
     mass: Float[np.ndarray, "C T"],
+    tail: Float[np.ndarray, "T"],
     k: int,
     *,
     pinned: Integer[np.ndarray, "T"] | None = None,
     keep: Literal["sum", "first"] = "sum",
-) -> tuple[Integer[np.ndarray, "T k"], Float[np.ndarray, "T k"], Float[np.ndarray, "T"], Float[np.ndarray, "T"]]:
+) -> Gathered:
     """Add up the mass of equal ids for each token and keep the k heaviest; what needs no change stays in its slot.
-
-    Candidates come first on the axes: whole arrays of tokens are compared, one pair of candidates at a time.
 
     Args:
         ids: where each candidate's mass goes, negative for nowhere.
-        mass: probabilities.
+        mass: probabilities; overwritten.
+        tail: probability outside of the candidates.
         k: candidates that are kept.
         pinned: one id of each token that is never cut, whatever its mass (0 excepted).
         keep: ``"sum"`` adds the mass of equal ids, ``"first"`` keeps that of the first and cuts the others.
 
-    Returns:
-        ids and mass of the kept candidates (id 0, mass 0 in empty slots), the mass that found no id, the mass that was cut.
-
-    >>> ids, mass, lost, cut = gather_targets(np.array([[5], [7], [5], [-1]]), np.array([[4.0], [3.0], [2.0], [1.0]]) / 16, k=1)
-    >>> ids.tolist(), mass.tolist(), lost.tolist(), cut.tolist()
-    ([[5]], [[0.375]], [0.0625], [0.1875])
+    >>> found = gather(np.array([[5], [7], [5], [-1]]), np.array([[4.0], [3.0], [2.0], [1.0]]) / 16, np.array([6.0]) / 16, k=1)
+    >>> found.ids.tolist(), found.mass.tolist(), found.tail.tolist(), found.lost.tolist()
+    ([[5]], [[0.375]], [0.625], [0.0625])
     """
-    somewhere = ids >= 0
-    lost = (mass * ~somewhere).sum(axis=0)
-    mass = mass * somewhere
-    ids = np.where(mass > 0, ids, -1 - np.arange(len(ids), dtype=ids.dtype)[:, None])  # all different: empty slots meet nothing
-    cut = np.zeros(mass.shape[1], mass.dtype)
-    _merge_equal(ids, mass, cut, keep)
-    _cut_to(k, ids, mass, cut, pinned)
-    kept_ids, kept = np.zeros((ids.shape[1], k), ids.dtype), np.zeros((ids.shape[1], k), mass.dtype)
-    width = min(k, len(ids))
-    kept_ids[:, :width], kept[:, :width] = np.maximum(ids[:width], 0).T, mass[:width].T
-    return kept_ids, kept, lost, cut
+    tail, lost = tail.copy(), np.zeros(mass.shape[1], mass.dtype)
+    nowhere = np.flatnonzero(ids < 0)
+    if len(nowhere):
+        slot = nowhere // mass.shape[1]
+        token = nowhere - slot * mass.shape[1]
+        np.add.at(lost, token, mass[slot, token])
+        tail += lost
+        mass[slot, token] = 0
+    _merge_equal(ids, mass, tail, keep)
+    kept_ids, kept = ids[:k], mass[:k]
+    if len(ids) < k:
+        kept_ids, kept = (np.concatenate([each, np.zeros((k - len(ids), each.shape[1]), each.dtype)]) for each in (ids, mass))
+    _cut_to(k, ids, mass, kept_ids, kept, tail, pinned)
+    return Gathered(kept_ids, kept, tail, lost, pinned)
 
 
-def _merge_equal(
-    ids: Integer[np.ndarray, "C T"], mass: Float[np.ndarray, "C T"], cut: Float[np.ndarray, "T"], keep: Literal["sum", "first"]
-) -> None:
-    """Move the mass of equal ids to the first of them (``sum``) or to ``cut`` (``first``), in place."""
+def _merge_equal(ids: Integer[np.ndarray, "C T"], mass: Float[np.ndarray, "C T"], tail: Float[np.ndarray, "T"], keep: str) -> None:
+    """Move the mass of equal ids to the first of them (``sum``) or to the tail (``first``), in place."""
+    equals, some = np.empty(ids.shape, bool), np.empty(ids.shape[1], bool)
     for later in range(1, len(ids)):
-        equal = ids[:later] == ids[later]
-        token = np.flatnonzero(equal.any(axis=0))
+        equal = np.equal(ids[:later], ids[later], out=equals[:later])
+        token = np.flatnonzero(np.logical_or.reduce(equal, out=some))
+        if not len(token):
+            continue
+        moved = mass[later].take(token)
+        mass[later][token] = 0
         if keep == "sum":
-            mass[equal[:, token].argmax(axis=0), token] += mass[later, token]
+            mass[equal.take(token, axis=1).argmax(axis=0), token] += moved
         else:
-            cut[token] += mass[later, token]
-        ids[later, token], mass[later, token] = -1 - later, 0
+            tail[token] += moved
 
 
 def _cut_to(
     k: int,
     ids: Integer[np.ndarray, "C T"],
     mass: Float[np.ndarray, "C T"],
-    cut: Float[np.ndarray, "T"],
+    kept_ids: Integer[np.ndarray, "k T"],
+    kept: Float[np.ndarray, "k T"],
+    tail: Float[np.ndarray, "T"],
     pinned: Integer[np.ndarray, "T"] | None,
 ) -> None:
     """Let each candidate behind the first k slots replace the lightest one in them, if that is lighter and not pinned, in place."""
     for behind in range(k, len(ids)):
         token = np.flatnonzero(mass[behind] > 0)
-        kept, offered = mass[:k, token], mass[behind, token]
+        now, offered = kept[:, token], mass[behind, token]
         if pinned is not None:
-            kept[ids[:k, token] == pinned[token]] = np.inf
+            now[(kept_ids[:, token] == pinned[token]) & (now > 0)] = np.inf
             offered = np.where(ids[behind, token] == pinned[token], np.inf, offered)
-        slot = kept.argmin(axis=0)
-        wins = offered > kept[slot, np.arange(len(slot))]
-        cut[token] += np.where(wins, mass[slot, token], mass[behind, token])
+        slot = now.argmin(axis=0)
+        wins = offered > now[slot, np.arange(len(slot))]
+        tail[token] += np.where(wins, kept[slot, token], mass[behind, token])
         slot, token = slot[wins], token[wins]
-        ids[slot, token], mass[slot, token] = ids[behind, token], mass[behind, token]
+        kept_ids[slot, token], kept[slot, token] = ids[behind, token], mass[behind, token]
 
 
 def spread(
@@ -105,14 +186,6 @@ def spread(
         targets.append(np.where(exists, table.take(entry, mode="clip"), -1).astype(np.int32))
         masses.append(mass * np.where(exists, weights.take(entry, mode="clip"), np.float32(share == 0)))
     return np.concatenate(targets), np.concatenate(masses)
-
-
-def as_topk(ids: Integer[np.ndarray, "T k"], mass: Float[np.ndarray, "T k"], tail: Float[np.ndarray, "T"], vocab_size: int) -> TopK:
-    """Return rows from probabilities; a tail below 0 is scaled away with the row."""
-    over = np.flatnonzero(tail < 0)
-    mass[over] /= 1 - tail[over, None]
-    with np.errstate(divide="ignore"):
-        return TopK(ids, np.log(mass), np.log(np.maximum(tail, 0)), vocab_size)
 
 
 def project(
@@ -141,6 +214,5 @@ def project(
         raise ValueError(f"project: rows over {source.vocab_size} ids, but the map is from {onto.source_size} ids")
     mass = np.ascontiguousarray(np.exp(source.log_probs, dtype=np.float32).T)
     targets, mass = spread(np.ascontiguousarray(source.ids.T), mass, onto)
-    ids, kept, lost, cut = gather_targets(targets, mass, k, pinned=pinned, keep=keep)
-    tail = np.exp(source.tail, dtype=np.float32) + lost + cut
-    return as_topk(ids, kept, tail, onto.target_size), lost
+    found = gather(targets, mass, np.exp(source.tail, dtype=np.float32), k, pinned=pinned, keep=keep)
+    return found.topk(onto.target_size), found.lost

@@ -56,37 +56,44 @@ class Support:
     Candidates come first on the axes: what is done to them is then done to whole arrays of rows.
 
     Attributes:
-        ids: the kept candidates, then the token that followed.
-        mass: their probabilities. The token that followed has ``exp(-nll)`` and stands only once: in its own slot of the top k,
-            where the last column is then 0, or in the last column.
-        slot: the column where it stands.
-        tail: the probability outside of the support.
+        ids: the kept candidates.
+        mass: their probabilities; the token that followed has ``exp(-nll)`` where it is one of them.
+        slot: the column of the token that followed, K where it is none of the kept candidates.
+        next_ids: the token that followed.
+        next_mass: its probability ``exp(-nll)``.
+        tail: the probability outside of all of these.
     """
 
-    ids: Integer[np.ndarray, "C U"]
-    mass: Float[np.ndarray, "C U"]
+    ids: Integer[np.ndarray, "K U"]
+    mass: Float[np.ndarray, "K U"]
     slot: Int[np.ndarray, "U"]
+    next_ids: Integer[np.ndarray, "U"]
+    next_mass: Float[np.ndarray, "U"]
     tail: Float[np.ndarray, "U"]
 
     @classmethod
     def of(cls, rows: Rows) -> Support:
         """Complete the rows' top k by the token that followed; what it adds leaves the tail."""
         num_rows, k = rows.topk.ids.shape
-        ids = np.empty((k + 1, num_rows), rows.topk.ids.dtype)
-        mass = np.zeros((k + 1, num_rows), np.float32)
-        ids[:k], ids[k] = rows.topk.ids.T, rows.next_ids
-        mass[:k] = np.exp(rows.topk.log_probs, dtype=np.float32).T
-        slot, every = np.full(num_rows, k), np.arange(num_rows)
-        hit = np.flatnonzero(ids[:k] == ids[k])[::-1]  # of two hits the earlier one stays: an empty slot may carry any id
-        slot[hit % num_rows] = hit // num_rows
-        slot[mass[slot, every] <= 0] = k
-        mass[slot, every] = np.exp(-rows.nll_nats.astype(np.float32, copy=False))
-        tail = np.maximum(np.exp(rows.topk.tail.astype(np.float32, copy=False)) - mass[k], 0.0)
-        return cls(ids, mass, slot, tail)
+        ids = np.ascontiguousarray(rows.topk.ids.T)
+        mass = np.ascontiguousarray(np.exp(rows.topk.log_probs, dtype=np.float32).T)
+        next_mass = np.exp(-rows.nll_nats.astype(np.float32, copy=False))
+        tail = np.exp(rows.topk.tail.astype(np.float32, copy=False))
+        slot = np.full(num_rows, k)
+        hit = np.flatnonzero((ids == rows.next_ids) & (mass > 0))[::-1]  # an empty slot may carry any id
+        column = hit // max(num_rows, 1)
+        row = hit - column * num_rows
+        slot[row] = column
+        mass[column, row] = next_mass[row]
+        outside = np.flatnonzero(slot == k)
+        tail[outside] = np.maximum(tail[outside] - next_mass[outside], 0.0)
+        return cls(ids, mass, slot, rows.next_ids, next_mass, tail)
 
-    def take(self, row: Int[np.ndarray, "N"]) -> tuple[Integer[np.ndarray, "C N"], Float[np.ndarray, "C N"], Float[np.ndarray, "N"]]:
-        """Return copies of ids, mass and tail of some rows."""
-        return self.ids.take(row, axis=1), self.mass.take(row, axis=1), self.tail.take(row)
+    def whole(self, row: Int[np.ndarray, "N"]) -> tuple[Integer[np.ndarray, "C N"], Float[np.ndarray, "C N"]]:
+        """Return copies of ids and mass of some rows with one more column: the token that followed, where it has no slot."""
+        outside = np.where(self.slot[row] == len(self.ids), self.next_mass[row], 0.0).astype(self.mass.dtype, copy=False)
+        ids = np.concatenate([self.ids.take(row, axis=1), self.next_ids[None, row].astype(self.ids.dtype, copy=False)])
+        return ids, np.concatenate([self.mass.take(row, axis=1), outside[None]])
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,7 @@ class Cuts:
         inside: True where the open token has counted bytes before the cut.
         end: for each of the ``T`` tokens the cut at which it ends.
         known: for each of the ``T`` tokens whether source rows cover all of its bytes.
+        joined: for each of the ``U`` rows whether a target token starts where its token does.
     """
 
     row: Int[np.ndarray, "X"]
@@ -114,6 +122,7 @@ class Cuts:
     inside: Bool[np.ndarray, "X"]
     end: Int[np.ndarray, "T"]
     known: Bool[np.ndarray, "T"]
+    joined: Bool[np.ndarray, "U"]
 
     @classmethod
     def of(cls, rows: Rows, target: Encoding, source_vocabulary: Vocabulary, target_vocabulary: Vocabulary) -> Cuts:
@@ -129,7 +138,7 @@ class Cuts:
         covered = np.append(0, np.cumsum(rows.ends - rows.starts))
 
         point, counted, end = _target_points(target, surplus(target.ids, target.starts, target.ends, target_vocabulary, "target"))
-        row, text = np.searchsorted(finish, point, side="right"), point >> 1
+        row, text = _finished(finish, point), point >> 1
         complete = row - (np.append(-1, finish)[row] > counted)
         into_text = text - starts[row]
         consumed = np.where(begin[row] > point, -1, into_text + np.where(point > 2 * starts[row], prefix[row], 0))
@@ -139,7 +148,17 @@ class Cuts:
         width = target.ends - target.starts
         whole = bytes_before[end] - bytes_before[:num_tokens] == width
         known = whole & (target.starts >= 0) & ((width > 0) | (consumed[:num_tokens] >= 0))
-        return cls(row, consumed, into_text > 0, complete, begin[row] < counted, end, known)
+        joined = np.zeros(len(rows) + 1, bool)  # one more, for cuts behind the last row
+        joined[row[:num_tokens][consumed[:num_tokens] == 0]] = True
+        return cls(row, consumed, into_text > 0, complete, begin[row] < counted, end, known, joined[:-1])
+
+
+def _finished(finish: Int[np.ndarray, "U"], point: Int[np.ndarray, "X"]) -> Int[np.ndarray, "X"]:
+    """Return how many tokens have finished at each point: ``searchsorted`` on the right, as one look into a running count."""
+    beyond = 1 + max(int(finish.max(initial=0)), int(point.max(initial=0)))
+    row: Int[np.ndarray, "X"] = np.cumsum(np.bincount(finish, minlength=beyond)).take(np.maximum(point, 0))
+    row[point < 0] = 0
+    return row
 
 
 def _target_points(
@@ -165,11 +184,14 @@ def join_on_bytes(rows: Rows, target: Encoding) -> Int[np.ndarray, "T"]:
     >>> join_on_bytes(rows, Encoding(np.array([0, 4, 4, 4]), np.array([-1, 0, 3, 5]), np.array([-1, 3, 5, 9]))).tolist()
     [-1, 0, -1, 1]
     """
-    row = np.searchsorted(rows.starts, target.starts, side="right") - 1
-    bare = np.flatnonzero(target.starts == target.ends)  # a dummy prefix alone shares its byte with the next token: the first of two rows
-    row[bare] = np.searchsorted(rows.starts, target.starts[bare], side="left")
-    meets = (target.starts >= 0) & (np.append(rows.starts, -2)[row] == target.starts)
-    return np.where(meets, row, -1)
+    if not len(rows):
+        return np.full(len(target.ids), -1)
+    row_at = np.full(2 + max(int(rows.starts[-1]), int(target.starts.max(initial=0))), -1)  # its last entry answers for tokens without text
+    row_at[rows.starts] = np.arange(len(rows))
+    found = row_at.take(target.starts)
+    bare = np.flatnonzero((target.starts == target.ends) & (found >= 0))  # a dummy prefix alone shares its byte with the next token: the
+    found[bare] = np.searchsorted(rows.starts, target.starts[bare], side="left")  # first of two rows
+    return found
 
 
 def ends_together(rows: Rows, target: Encoding) -> Bool[np.ndarray, "T"]:
@@ -181,8 +203,9 @@ def ends_together(rows: Rows, target: Encoding) -> Bool[np.ndarray, "T"]:
     """
     if not len(rows):
         return np.zeros(len(target.ids), bool)
-    row = np.minimum(np.searchsorted(rows.ends, target.ends), len(rows) - 1)
-    return (target.starts >= 0) & (rows.ends[row] == target.ends)
+    ends_at = np.zeros(2 + max(int(rows.ends[-1]), int(target.ends.max(initial=0))), bool)  # its last entry answers for tokens without text
+    ends_at[rows.ends] = True
+    return ends_at.take(target.ends)
 
 
 def align_many(
