@@ -179,7 +179,8 @@ class Stages:
     def _teaching(self, job: Job) -> list[Any]:
         """Return what decides over a job's teacher rows: part of every key that depends on them."""
         rows = {label: self.rows_folder(label).name for label in job.teachers}
-        methods = [job.arm.align, job.arm.fuse, job.held_out, job.to_beat] if rows else None
+        revision = getattr(job.arm.align, "revision", 1)
+        methods = [job.arm.align, revision, job.arm.fuse, job.held_out, job.to_beat] if rows else None
         return [self.inputs.facts("target").key, self.recipe.target.document_start, self.corpus.key("train"), list(rows.items()), methods]
 
     def _train(self, job: Job, settings: Training, folder: Path) -> None:

@@ -14,7 +14,7 @@ rows of tokens inside one source token, ``expand.py`` adds what other segmentati
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import ConfigDict, Field
@@ -61,6 +61,7 @@ class ByteLaw:
     ([[0, 0], [1, 2]], [['0.75', '0.0'], ['0.67', '0.33']])
     """
 
+    revision: ClassVar[int] = 2  # part of the key of what it teaches: raise it when the same rows would become others
     name: Literal["byte_law"] = "byte_law"
     k: Annotated[int, Field(ge=1)] | None = None
 
