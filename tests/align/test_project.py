@@ -93,11 +93,10 @@ def test_adding_later_equals_adding_at_once_where_nothing_is_cut(seed: int) -> N
     ids, mass, tail = rng.integers(-1, 6, (9, 30)), rng.dirichlet(np.ones(10), 30).T[:9].copy(), np.full(30, 0.1)
     at_once = gather(ids, mass.copy(), tail, 9)
     later = gather(ids[:4], mass[:4].copy(), tail, 9)
-    later.add(np.arange(30), ids[4:7], mass[4:7].copy())
-    for row in (7, 8):
-        there = np.flatnonzero(ids[row] >= 0)
-        later.put(there, ids[row, there], mass[row, there])
-        later.lose(np.flatnonzero(ids[row] < 0), mass[row, ids[row] < 0])
+    later.add(np.tile(np.arange(30), 4), ids[4:8].ravel(), mass[4:8].ravel())
+    there = np.flatnonzero(ids[8] >= 0)
+    later.put(there, ids[8, there], mass[8, there])
+    later.add(np.flatnonzero(ids[8] < 0), ids[8, ids[8] < 0], mass[8, ids[8] < 0])
     for token in range(30):
         for wanted in range(6):
             assert_allclose(*(each.mass[each.ids[:, token] == wanted, token].sum() for each in (at_once, later)), atol=1e-12)

@@ -21,7 +21,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from lmfuse.align.condition import Begun
-from lmfuse.align.expand import add_earlier_paths, add_longer_tokens, follow, hold_back_short_tokens
+from lmfuse.align.expand import More, continuations, earlier_paths, longer_tokens
 from lmfuse.align.pair import Pair
 from lmfuse.align.project import gather
 from lmfuse.align.spans import Cuts, Support, check_vocabularies, ends_together, no_alignment
@@ -79,13 +79,14 @@ class ByteLaw:
         row = np.where(cuts.known, cuts.row[:num_tokens], 0)
         begun = Begun.of(rows, support, cuts, row, pair)
         ends_before, outside = begun.place_what_followed(rows, target, support, row)
-        held = hold_back_short_tokens(begun, support, row, cuts, pair)
+        more = [longer_tokens(begun, support, row, cuts, pair)]
 
         kept = gather(begun.onto, begun.mass, begun.tail, k, pinned=target.ids)
         kept.put(outside, target.ids[outside], begun.followed[outside])
-        add_longer_tokens(kept, held, pair)
-        through = add_earlier_paths(kept, rows, support, cuts, row, pair)
-        follow(kept, np.where(ends_before & cuts.known, begun.followed * through, 0.0), rows, target, row, support, pair)
+        earlier, through = earlier_paths(kept, rows, support, cuts, row, pair)
+        pending = np.where(ends_before & cuts.known, begun.followed * through, 0.0)
+        more += [earlier, continuations(pending, kept.tail, rows, target, row, support, pair)]
+        kept.add(*More.together(more))
         bare = np.flatnonzero(cuts.known & (target.starts == target.ends) & (rows.ends[row] > target.ends))  # a dummy prefix alone
         kept.put(bare, target.ids[bare], kept.tail[bare])
         kept.tail[bare] = 0.0

@@ -1,7 +1,7 @@
 """What a source says beyond one row: longer target tokens, other ways to the same place, and the tokens that come next.
 
-All three add candidates to the few target tokens that need them. Contributions below ``WORTH`` are left in the tail, or where they
-are: they would cost more than they say.
+Each finds candidates for the few target tokens that need them. What is worth less than ``WORTH`` is left where it is, or in the tail: it
+would cost more than it says.
 """
 
 from __future__ import annotations
@@ -20,43 +20,47 @@ from lmfuse.types import Encoding, Rows
 WORTH = 1e-3
 
 
-class Held(NamedTuple):
-    """Candidates that are the beginning of longer target tokens: whose they are, which, and their probability."""
+class More(NamedTuple):
+    """Candidates beside those of a token's row: the token, the target id or -1, the probability."""
 
     token: Int[np.ndarray, "N"]
     ids: Integer[np.ndarray, "N"]
     mass: Float[np.ndarray, "N"]
 
+    @classmethod
+    def none(cls) -> More:
+        """Return no candidates."""
+        return cls(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
 
-def hold_back_short_tokens(begun: Begun, support: Support, row: Int[np.ndarray, "T"], cuts: Cuts, pair: Pair) -> Held:
-    """Take out the candidates that did not follow and that the target would often write as part of a longer token; in place."""
+    @classmethod
+    def together(cls, parts: list[More]) -> More:
+        """Return all of them."""
+        return cls(*(np.concatenate(each) for each in zip(*parts, strict=True))) if parts else cls.none()
+
+
+def longer_tokens(begun: Begun, support: Support, row: Int[np.ndarray, "T"], cuts: Cuts, pair: Pair) -> More:
+    """Take out the candidates that did not follow and that the target would often write as part of a longer token; share them as a corpus does."""
     if pair.longer is None:
-        none = np.zeros(0, np.int64)
-        return Held(none, none, np.zeros(0, np.float32))
+        return More.none()
     whole = np.flatnonzero(cuts.consumed[: len(row)] == 0)
     ids = support.ids.take(row[whole], axis=1)
-    short = pair.is_short.take(ids) & (ids != support.next_ids[row[whole]]) & (begun.mass[:, whole] > WORTH)
+    short = pair.is_short.take(ids) & (ids != support.next_ids[row[whole]]) & (begun.mass.take(whole, axis=1) > WORTH)
     slot, place = np.nonzero(short)
     token = whole[place]
-    held = Held(token, ids[slot, place], begun.mass[slot, token])
+    onto, mass = spread(ids[None, slot, place], begun.mass[None, slot, token], pair.longer)
     begun.mass[slot, token] = 0.0
-    return held
+    given = np.flatnonzero(mass.ravel() > 0)
+    return More(np.tile(token, len(onto))[given], onto.ravel()[given], mass.ravel()[given])
 
 
-def add_longer_tokens(kept: Gathered, held: Held, pair: Pair) -> None:
-    """Share what was held back among the target tokens that a corpus has in its place."""
-    if pair.longer is not None:
-        onto, mass = spread(held.ids[None], held.mass[None], pair.longer)
-        _put_all(kept, np.tile(held.token, len(onto)), onto.ravel(), mass.ravel())
-
-
-def add_earlier_paths(
+def earlier_paths(
     kept: Gathered, rows: Rows, support: Support, cuts: Cuts, row: Int[np.ndarray, "T"], pair: Pair
-) -> Float[np.ndarray, "T"]:
-    """Add the rests of longer candidates of the row before, where the target cuts them at the place where a token of the source ends.
+) -> tuple[More, Float[np.ndarray, "T"]]:
+    """Return the rests of longer candidates of the row before, where the target cuts them at the place where a token of the source ends.
 
     Returns:
-        For each token the probability that the source's path is the one through the row that begins there.
+        These candidates; and for each token the probability that the source's path is the one through the row that begins there, by
+        which the token's own candidates have been multiplied.
     """
     through = np.ones(len(row), kept.mass.dtype)
     before = np.maximum(row - 1, 0)
@@ -67,64 +71,53 @@ def add_earlier_paths(
     reached = support.next_mass + total
     token = np.flatnonzero(meets & (total > WORTH * reached).take(before))
     if not len(token):
-        return through
-    before = before[token]
-    through[token] = support.next_mass[before] / reached[before]
+        return More.none(), through
+    through[token] = support.next_mass[before[token]] / reached[before[token]]
     kept.scale(token, through[token])
     token_of = np.full(len(rows), -1)
-    token_of[before] = token
+    token_of[before[token]] = token
     here = token_of[source] >= 0
-    slot, source = slot[here], source[here]
-    ids = support.ids[slot, source]
-    onto = pair.target_of_rest(ids, pair.source.lengths[rows.next_ids[source]])
-    _put_all(kept, token_of[source], onto, support.mass[slot, source] / reached[source])
-    return through
+    slot, source, mass = slot[here], source[here], mass[here]
+    onto = pair.target_of_rest(support.ids[slot, source], pair.source.lengths[rows.next_ids[source]])
+    return More(token_of[source], onto, mass / reached[source]), through
 
 
-def _put_all(kept: Gathered, token: Int[np.ndarray, "N"], ids: Integer[np.ndarray, "N"], mass: Float[np.ndarray, "N"]) -> None:
-    """Add candidates with their tokens, which may have several: one of each token at a time."""
-    order = np.argsort(token, kind="stable")
-    token, ids, mass = token[order], ids[order], mass[order].astype(kept.mass.dtype, copy=False)
-    nowhere = ids < 0
-    kept.lose(token, np.where(nowhere, mass, 0.0))
-    token, ids, mass = token[~nowhere], ids[~nowhere], mass[~nowhere]
-    rank = np.arange(len(token)) - np.searchsorted(token, token)
-    for nth in range(int(rank.max(initial=-1)) + 1):
-        now = rank == nth
-        kept.put(token[now], ids[now], mass[now])
-
-
-def follow(
-    kept: Gathered,
+def continuations(
     pending: Float[np.ndarray, "T"],
+    tail: Float[np.ndarray, "T"],
     rows: Rows,
     target: Encoding,
     row: Int[np.ndarray, "T"],
     support: Support,
     pair: Pair,
-) -> None:
+) -> More:
     """Write the next source tokens behind one that ends inside a target token: their candidates say how the target's token goes on.
 
-    ``pending`` is the probability of what is already written, 0 where the target's token is done.
+    Args:
+        pending: the probability of what is already written, 0 where the target's token is done.
+        tail: gets what the next rows do not say, in place.
+        rows: of the source.
+        target: the encoding.
+        row: the row that speaks for each target token.
+        support: of the rows.
+        pair: of the vocabularies.
     """
+    found = []
     token = np.flatnonzero(pending > 0)
     row, mass_before = row[token] + 1, pending[token]
     while len(token):
-        ids, mass = support.whole(row)
-        mass *= mass_before
-        true_ids = target.ids[token]
+        true_ids, slot = target.ids[token], support.slot[row]
+        ids, mass = support.ids.take(row, axis=1), support.mass.take(row, axis=1) * mass_before
+        kept = np.flatnonzero(slot < len(ids))
+        mass[slot[kept], kept] = 0.0
+        goes_on = mass_before * support.next_mass[row]
         written = pair.target.lengths[true_ids] - (target.ends[token] - rows.starts[row])
         done = rows.ends[row] >= target.ends[token]
-        each = np.arange(len(token))
-        goes_on = mass[support.slot[row], each]
-        mass[support.slot[row], each] = 0.0
 
         column, which = np.nonzero(mass > WORTH)
-        onto = np.full(ids.shape, -1, kept.ids.dtype)
-        onto[column, which] = pair.first_of_both(true_ids[which], written[which], ids[column, which])
-        kept.tail[token] += mass_before * support.tail[row] + (mass * (onto < 0)).sum(axis=0)
-        mass[onto < 0] = 0.0
-        onto[support.slot[row], each] = true_ids
-        mass[support.slot[row], each] = np.where(done, goes_on, 0.0)
-        kept.add(token, onto, mass)
+        onto = pair.first_of_both(true_ids[which], written[which], ids[column, which])
+        found += [More(token[which], onto, mass[column, which]), More(token[done], true_ids[done], goes_on[done])]
+        mass[column, which] = 0.0
+        tail[token] += mass_before * support.tail[row] + mass.sum(axis=0)
         token, row, mass_before = token[~done], row[~done] + 1, goes_on[~done]
+    return More.together(found)

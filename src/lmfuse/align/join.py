@@ -58,12 +58,10 @@ class Join:
         tail[outside] = np.maximum(tail[outside] - likely[outside], 0.0)
         kept = gather(*_moved(ids, mass, pair), tail, k, pinned=target.ids)
         ids, mass = _moved(followed[None, outside], likely[None, outside], pair)
-        if len(ids) == 1:
-            mapped = ids[0] >= 0
-            kept.put(outside[mapped], ids[0, mapped], mass[0, mapped])
-            kept.lose(outside[~mapped], mass[0, ~mapped])
+        if len(ids) == 1 and (ids >= 0).all():  # one target each: the fast way
+            kept.put(outside, ids[0], mass[0])
         else:
-            kept.add(outside, ids, mass)
+            kept.add(np.tile(outside, len(ids)), ids.ravel(), mass.ravel())
         kept.forget(np.flatnonzero(found < 0))
         nll = np.where((found >= 0) & (rows.ends[row] == target.ends), rows.nll_nats[row], np.nan).astype(np.float32)
         topk, one_hot = kept.topk(pair.target.size), np.zeros(len(found), bool)

@@ -33,19 +33,33 @@ class Gathered:
     lost: Float[np.ndarray, "T"]
     pinned: Integer[np.ndarray, "T"] | None
 
-    def add(self, tokens: Int[np.ndarray, "N"], ids: Integer[np.ndarray, "C N"], mass: Float[np.ndarray, "C N"]) -> None:
-        """Add more candidates to some tokens (each named once); negative ids are lost. The k heaviest stay."""
-        if not len(tokens):
+    def add(self, tokens: Int[np.ndarray, "N"], ids: Integer[np.ndarray, "N"], mass: Float[np.ndarray, "N"]) -> None:
+        """Add candidates to some tokens, in any order and several to one token; negative ids are lost. The k heaviest stay, from the heaviest on."""
+        somewhere = ids >= 0
+        lost = np.bincount(tokens, np.where(somewhere, 0.0, mass), len(self.tail)).astype(self.tail.dtype)
+        self.lost += lost
+        self.tail += lost
+        touched, place = np.unique(tokens[somewhere], return_inverse=True)
+        if not len(touched):
             return
-        pinned = None if self.pinned is None else self.pinned[tokens]
-        all_ids = np.concatenate([self.ids.take(tokens, axis=1), ids.astype(self.ids.dtype, copy=False)])
-        all_mass = np.concatenate([self.mass.take(tokens, axis=1), mass.astype(self.mass.dtype, copy=False)])
-        both = gather(all_ids, all_mass, self.tail[tokens], len(self.ids), pinned=pinned)
-        for mine, theirs in ((self.ids, both.ids), (self.mass, both.mass)):
-            for slot, values in zip(mine, theirs, strict=True):  # numpy is slow at all slots of some columns at once
-                slot[tokens] = values
-        self.tail[tokens] = both.tail
-        self.lost[tokens] += both.lost
+        held, had = self.ids.take(touched, axis=1), self.mass.take(touched, axis=1)
+        here = np.append(np.tile(np.arange(len(touched)), len(held)), place)
+        all_ids, all_mass = np.append(held.ravel(), ids[somewhere]), np.append(had.ravel(), mass[somewhere])
+        order = np.lexsort((all_ids, here))
+        here, all_ids, all_mass = here[order], all_ids[order], all_mass[order]
+        first = np.flatnonzero(np.append(True, (here[1:] != here[:-1]) | (all_ids[1:] != all_ids[:-1])))
+        here, all_ids, total = here[first], all_ids[first], np.add.reduceat(all_mass, first)
+
+        pinned = np.zeros(len(here), bool) if self.pinned is None else (all_ids == self.pinned[touched][here]) & (total > 0)
+        order = np.lexsort((-total, ~pinned, here))
+        here, all_ids, total = here[order], all_ids[order], total[order]
+        rank = np.arange(len(here)) - np.searchsorted(here, here)
+        stays = (rank < len(held)) & (total > 0)
+        self.tail[touched] += np.bincount(here[~stays], total[~stays], len(touched)).astype(self.tail.dtype)
+        for slot in self.mass:
+            slot[touched] = 0.0
+        self.ids[rank[stays], touched[here[stays]]] = all_ids[stays]
+        self.mass[rank[stays], touched[here[stays]]] = total[stays]
 
     def put(self, tokens: Int[np.ndarray, "N"], ids: Integer[np.ndarray, "N"], mass: Float[np.ndarray, "N"]) -> None:
         """Add one candidate with an id to some tokens (each named once): to the slot that has it, else in place of the lightest if that is lighter."""
@@ -65,11 +79,6 @@ class Gathered:
         wins = ~meets & (wanted > weight)
         self.tail[tokens] += np.where(meets, 0.0, np.where(wins, weight, mass))
         self.ids[slot[wins], tokens[wins]], self.mass[slot[wins], tokens[wins]] = ids[wins], mass[wins]
-
-    def lose(self, tokens: Int[np.ndarray, "N"], mass: Float[np.ndarray, "N"]) -> None:
-        """Add probability without a target id to the tail of some tokens, and count it."""
-        np.add.at(self.tail, tokens, mass)
-        np.add.at(self.lost, tokens, mass)
 
     def scale(self, tokens: Int[np.ndarray, "N"], by: Float[np.ndarray, "N"]) -> None:
         """Multiply all probabilities of some tokens."""
