@@ -50,7 +50,7 @@ def next_bytes(
     before = np.append(0.0, np.cumsum(nll_nats, dtype=np.float64))[:-1]
     open_row = np.maximum(np.searchsorted(starts, np.arange(len(text)), side="right") - 1, 0)
     begins = starts < len(text)
-    np.add.at(law, (starts[begins], UNKNOWN), (tail + (mass * (vocabulary.lengths[ids] == 0)).sum(axis=0))[begins])
+    np.add.at(law[:, UNKNOWN], starts[begins], (tail + (mass * (vocabulary.lengths[ids] == 0)).sum(axis=0))[begins])
     slot, row = np.nonzero((mass > 0) & (vocabulary.lengths[ids] > 0))
     token, weight = ids[slot, row], mass[slot, row].astype(np.float64)
     for depth in range(int(vocabulary.lengths[token].max(initial=0))):
