@@ -45,13 +45,15 @@ class Gathered:
         held, had = self.ids.take(touched, axis=1), self.mass.take(touched, axis=1)
         here = np.append(np.tile(np.arange(len(touched)), len(held)), place)
         all_ids, all_mass = np.append(held.ravel(), ids[somewhere]), np.append(had.ravel(), mass[somewhere])
-        order = np.lexsort((all_ids, here))
+        order = np.argsort(here << 32 | all_ids)  # one number each: sorting two keys takes three times as long
         here, all_ids, all_mass = here[order], all_ids[order], all_mass[order]
         first = np.flatnonzero(np.append(True, (here[1:] != here[:-1]) | (all_ids[1:] != all_ids[:-1])))
         here, all_ids, total = here[first], all_ids[first], np.add.reduceat(all_mass, first)
 
-        pinned = np.zeros(len(here), bool) if self.pinned is None else (all_ids == self.pinned[touched][here]) & (total > 0)
-        order = np.lexsort((-total, ~pinned, here))
+        lightness = (1 << 31) - total.astype(np.float32).view(np.int32).astype(np.int64)  # the bits of positive floats are in their order
+        if self.pinned is not None:
+            lightness[(all_ids == self.pinned[touched][here]) & (total > 0)] = 0
+        order = np.argsort(here << 32 | lightness)
         here, all_ids, total = here[order], all_ids[order], total[order]
         rank = np.arange(len(here)) - np.searchsorted(here, here)
         stays = (rank < len(held)) & (total > 0)
