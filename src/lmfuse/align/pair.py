@@ -258,7 +258,7 @@ def suffix_targets(source: Vocabulary, target: Vocabulary, first_pieces: FirstPi
 
 
 def build_pair(source: Vocabulary, target: Vocabulary, first_pieces: FirstPieces, tokens: VocabularyMap | None = None) -> Pair:
-    """Compute all tables of a pair; seconds for the largest vocabularies, see ``benchmarks/alignment.py``."""
+    """Compute all tables of a pair; seconds for the largest vocabularies, see ``benchmarks/align.py``."""
     prefixed = [DUMMY_PREFIX + written if written else b"" for written in token_bytes(source)]
     return Pair(
         source,

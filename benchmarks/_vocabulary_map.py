@@ -1,21 +1,12 @@
-"""What the MinED vocabulary map costs: against rapidfuzz's ``cdist`` over the misses and an argmin, on one thread.
+"""What the MinED vocabulary map costs: against rapidfuzz's ``cdist`` over the misses and an argmin, on one thread. Part of ``align``.
 
-    python -m benchmarks.min_ed [DIR] [--source NAME_OR_FOLDER] [--target NAME_OR_FOLDER] [--rounds N]
-
-DIR holds tokenizers by name. Both sides find exact matches by dictionary first; the clock runs over everything after the tokenizers are loaded.
-The peer compares every miss with the whole target vocabulary, in blocks of rows so that it needs little memory, and takes the first minimum:
-its answers must be ours on strings. On bytes, where ties go to the longest shared prefix, ours are checked against all distances and all
-prefixes. Times are medians of interleaved rounds.
+Both sides find exact matches by dictionary first; the clock runs over everything after the tokenizers are loaded. The peer compares every
+miss with the whole target vocabulary, in blocks of rows so that it needs little memory, and takes the first minimum: its answers must be
+ours on strings. On bytes, where ties go to the longest shared prefix, ours are checked against all distances and all prefixes.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +20,6 @@ from benchmarks._timing import timed
 from lmfuse.align.exact import exact_map, token_bytes
 from lmfuse.align.min_ed import exact_string_map, min_ed_map
 from lmfuse.align.strings import respell, space_marker
-from lmfuse.bytes import ByteTokenizer
 from lmfuse.types import Vocabulary
 
 BLOCK = 256  # rows of the peer's distance matrix
@@ -89,26 +79,13 @@ def peak_mb(job: Callable[[], Any]) -> float | None:
     return round((peak - resident) / 1024, 1)
 
 
-def main() -> None:
-    """Print one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tokenizers", type=Path, nargs="?", default=Path(__file__).resolve().parents[2] / "shared/assets/tokenizers")
-    parser.add_argument("--source", default="gpt_neox")
-    parser.add_argument("--target", default="llama2")
-    parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
-    folders = [Path(name) if Path(name).is_dir() else given.tokenizers / name for name in (given.source, given.target)]
-    source, target = (ByteTokenizer.load(folder).vocabulary for folder in folders)
-
-    figures: dict[str, Any] = {"source_tokens": source.size, "target_tokens": target.size, "goal_of_cdist": 1.0, "goal_peak_mb": 300}
+def map_figures(source: Vocabulary, target: Vocabulary, rounds: int) -> dict[str, Any]:
+    """Return times, memory and agreement of the map on bytes (the default) and on strings (as published)."""
+    figures: dict[str, Any] = {}
     for on in ("bytes", "strings"):
         peak = peak_mb(lambda on=on: min_ed_map(source, target, on=on))
-        seconds = timed(
-            {"ours": lambda on=on: min_ed_map(source, target, on=on), "cdist": lambda on=on: plain(source, target, on)},
-            given.rounds,
-            warm_up=False,
-            clock=time.perf_counter,
-        )
+        jobs = {"ours": lambda on=on: min_ed_map(source, target, on=on), "cdist": lambda on=on: plain(source, target, on)}
+        seconds = timed(jobs, rounds, warm_up=False, clock=time.perf_counter)
         ours = min_ed_map(source, target, on=on).single()
         agreeing = judged(source, target, ours) if on == "bytes" else int((plain(source, target, on) == ours).sum())
         figures[on] = {
@@ -119,11 +96,4 @@ def main() -> None:
             "peak_mb": peak,
             "agreement": agreeing / source.size,
         }
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "numpy": np.__version__}
-    print(json.dumps({"benchmark": "min_ed", "figures": figures, "source": folders[0].name, "target": folders[1].name, "machine": machine,
-                      "commit": commit, "command": " ".join(sys.argv)}))  # fmt: skip
-
-
-if __name__ == "__main__":
-    main()
+    return figures
