@@ -82,7 +82,7 @@ def align(
     target: Annotated[str, typer.Argument(help="Target model: folder or hub name.", show_default=False)],
     source: Annotated[str, typer.Argument(help="Source model: folder or hub name.", show_default=False)],
     text: Annotated[Path, typer.Option(help="A text file to look at both tokenizers on.", show_default=False)],
-    field: Annotated[str, typer.Option(help="Template of a record's text.")] = "{text}",
+    field: Annotated[str, typer.Option(help="Field of a record, or a template of fields.")] = "{text}",
     html: Annotated[Optional[Path], typer.Option(help="Write a page with lines of the text, cut by both.", show_default=False)] = None,  # noqa: UP045
     lines: Annotated[int, typer.Option(help="Excerpts on the page.")] = 20,
     rows: Annotated[Optional[Path], typer.Option(help="Folder of the source's rows: what it really lost.", show_default=False)] = None,  # noqa: UP045
@@ -116,7 +116,7 @@ def train(
 def evaluate(
     models: Annotated[list[str], typer.Argument(help="Models: folders or hub names. Each is compared with the first.", show_default=False)],
     text: Annotated[list[Path], typer.Option(help="Text files (.txt, .jsonl, .parquet); each is a domain.", show_default=False)],
-    field: Annotated[str, typer.Option(help="Template of a record's text.")] = "{text}",
+    field: Annotated[str, typer.Option(help="Field of a record, or a template of fields.")] = "{text}",
     limit: Annotated[Optional[int], typer.Option(help="Documents of each file.", show_default=False)] = None,  # noqa: UP045
     window_tokens: Annotated[int, typer.Option(help="Longest window in tokens.")] = 512,
 ) -> None:

@@ -66,6 +66,8 @@ def test_rows_add_what_was_really_lost(here, tmp_path):
         (("byte_bpe", "nothing", "--text", "text.txt"), "neither a folder nor a hub name"),
         (("byte_bpe", "metaspace_bpe", "--text", "none.txt"), "none.txt"),
         (("byte_bpe", "metaspace_bpe", "--text", "text.txt", "--field", "{question}"), "plain text has no fields"),
+        (("byte_bpe", "metaspace_bpe", "--text", "text.txt", "--field", "question"), "plain text has no fields"),
+        (("byte_bpe", "metaspace_bpe", "--text", "text.txt", "--field", "{"), "--field '{'"),
         (("byte_bpe", "metaspace_bpe", "--text", "text.txt", "--lines", "0"), "lines is 0"),
         (("byte_bpe", "metaspace_bpe", "--text", "text.txt", "--rows", "byte_bpe"), "byte_bpe"),
     ],

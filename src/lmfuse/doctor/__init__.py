@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from lmfuse import __version__
 from lmfuse.align.exact import exact_map, token_bytes
@@ -85,7 +86,12 @@ def _read(text: Path, field: str) -> tuple[list[Document], bool]:
     """Return the first documents of a file, and whether there was more; one document alone is cut to what is looked at."""
     found: list[Document] = []
     room = TEXT_BYTES
-    for document in read_documents(TextSpec(domain="text", path=str(text.absolute()), text=field), Path()):
+    try:
+        spec = TextSpec(domain="text", path=str(text.absolute()), text=field if "{" in field else f"{{{field}}}")
+    except ValidationError as error:
+        what = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+        raise InputError(f"--field {field!r}: {what}", hint="name a field, or write a template such as '{question} {answer}'") from None
+    for document in read_documents(spec, Path()):
         if room <= 0:
             return found, True
         data = document.trained_bytes
