@@ -7,7 +7,7 @@ nothing tells: the best guess is what the target's tokenizer wrote wherever the 
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 
 from lmfuse.align.counts import Counts
 from lmfuse.align.exact import exact_map
@@ -42,26 +42,18 @@ def longer_map(counts: Counts, source: Vocabulary, target: Vocabulary, min_share
         raise ValueError(f"longer: {found}, expected {source.size} and {target.size}: count with the same tokenizers")
     exact = exact_map(source, target).single()
     written = np.flatnonzero((exact >= 0) & (source.lengths > 0))
-    once_alone = Counts.nothing(source.size, target.size).plus(written, exact[written])
-    ids, onto = np.divmod(np.append(counts.codes, once_alone.codes), target.size)
-    times = np.append(counts.counts, once_alone.counts).astype(np.float64)
+    counts = counts.plus(written, exact[written])
+    ids, onto = np.divmod(counts.codes, target.size)
+    times = counts.counts.astype(np.float64)
     alike = (exact[ids] >= 0) & _begins_with(source, target, ids, onto)
     ids, onto, times = ids[alike], onto[alike], times[alike]
     goes_on = np.bincount(ids, times * (target.lengths[onto] > source.lengths[ids]), minlength=source.size)
     total = np.bincount(ids, times, minlength=source.size)
     kept = (goes_on > OFTEN * total)[ids] & (times > min_share * total[ids])
-    return _rows_scaled_to_one(ids[kept], onto[kept], times[kept], source.size, target.size)
-
-
-def _rows_scaled_to_one(
-    ids: Int[np.ndarray, "N"], onto: Int[np.ndarray, "N"], times: Float[np.ndarray, "N"], source_size: int, target_size: int
-) -> VocabularyMap:
-    codes, place = np.unique(ids * target_size + onto, return_inverse=True)
-    times = np.bincount(place, times)
-    ids, onto = np.divmod(codes, target_size)
-    weights = times / np.bincount(ids, times, minlength=source_size)[ids]
-    indptr = np.append(0, np.cumsum(np.bincount(ids, minlength=source_size))).astype(np.int64)
-    return VocabularyMap(indptr, onto, weights.astype(np.float32), target_size, "longer")
+    ids, onto, times = ids[kept], onto[kept], times[kept]
+    weights = times / np.bincount(ids, times, minlength=source.size)[ids]
+    indptr = np.append(0, np.cumsum(np.bincount(ids, minlength=source.size))).astype(np.int64)
+    return VocabularyMap(indptr, onto, weights.astype(np.float32), target.size, "longer")
 
 
 def _begins_with(source: Vocabulary, target: Vocabulary, ids: Int[np.ndarray, "N"], onto: Int[np.ndarray, "N"]) -> Bool[np.ndarray, "N"]:
