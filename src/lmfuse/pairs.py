@@ -26,9 +26,10 @@ from lmfuse.bytes import ByteTokenizer
 from lmfuse.errors import InputError
 from lmfuse.types import Document, Encoding, VocabularyMap
 
-PAIR_VERSION = 1
+PAIR_VERSION = 2  # part of every key that a pair or map goes into: raise it when the same tokenizers would give others
 DOCUMENTS = 512  # of a corpus encoded at once
-COUNTED = 20_000  # of its documents are enough to know what the target writes instead of a short token
+COUNTED: dict[str, int] = {"longer": 20_000, "co_occurrence_released": 2_000}
+"""How many documents of a corpus, evenly spread over it, are counted: enough for shares; what warping by a loop over tokens can bear."""
 
 MapMaker = Callable[[ByteTokenizer, ByteTokenizer], VocabularyMap]
 MAPS: dict[str, MapMaker] = {
@@ -74,7 +75,7 @@ def load_pair(source: ByteTokenizer, target: ByteTokenizer, cache: Path, align: 
     arrays = _artefact(cache, source, target, {"what": "pair"}, build)
     name = map_wanted(align)
     tokens = None if name is None else load_map(source, target, cache, name, corpus)
-    longer = load_map(source, target, cache, "longer", corpus[:COUNTED]) if isinstance(align, ByteLaw) and corpus else None
+    longer = load_map(source, target, cache, "longer", corpus) if isinstance(align, ByteLaw) and corpus else None
     return Pair.from_arrays(source.vocabulary, target.vocabulary, arrays, tokens, longer, target.first_pieces)
 
 
@@ -93,6 +94,7 @@ def load_map(
                 f"align: the map {name!r} is counted over a corpus, got {'none' if corpus is None else 'an empty one'}",
                 hint=f"give documents, or use a map that needs none: {', '.join(MAPS)}",
             )
+        corpus = _spread(corpus, COUNTED.get(name, len(corpus)))
         identity["corpus"] = content_key(sorted(document.id for document in corpus))
 
     def build(publication: Publication) -> dict[str, np.ndarray]:
@@ -118,6 +120,13 @@ def _counted_map(
     found, report = co_occurrence_map(counts, source.vocabulary, target.vocabulary, target.first_pieces, choose)
     publication.counters |= {f"ids_{origin}": number for origin, number in asdict(report).items()}
     return found
+
+
+def _spread(corpus: Sequence[Document], count: int) -> Sequence[Document]:
+    """Return so many documents, evenly spread: files of one kind stand together."""
+    if len(corpus) <= count:
+        return corpus
+    return [corpus[place] for place in np.linspace(0, len(corpus) - 1, count).astype(int).tolist()]
 
 
 def _encoded(source: ByteTokenizer, target: ByteTokenizer, corpus: Sequence[Document]) -> Iterator[tuple[Encoding, Encoding]]:

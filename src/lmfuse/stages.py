@@ -19,7 +19,7 @@ from lmfuse.inputs import Inputs
 from lmfuse.memory import give_back
 from lmfuse.model_files import local_folder
 from lmfuse.models import LanguageModel, ModelSpec, load_model
-from lmfuse.pairs import load_pair
+from lmfuse.pairs import PAIR_VERSION, load_pair
 from lmfuse.recipe import Arm
 from lmfuse.results import read_scores, write_scores
 from lmfuse.store import RowStore
@@ -179,7 +179,7 @@ class Stages:
     def _teaching(self, job: Job) -> list[Any]:
         """Return what decides over a job's teacher rows: part of every key that depends on them."""
         rows = {label: self.rows_folder(label).name for label in job.teachers}
-        revision = getattr(job.arm.align, "revision", 1)
+        revision = [PAIR_VERSION, getattr(job.arm.align, "revision", 1)]
         methods = [job.arm.align, revision, job.arm.fuse, job.held_out, job.to_beat] if rows else None
         return [self.inputs.facts("target").key, self.recipe.target.document_start, self.corpus.key("train"), list(rows.items()), methods]
 

@@ -12,11 +12,13 @@ import pytest
 from numpy.testing import assert_allclose
 
 from lmfuse.align.byte_law import ByteLaw
+from lmfuse.align.counts import Counts
 from lmfuse.align.exact import token_bytes
+from lmfuse.align.longer import longer_map
 from lmfuse.align.pair import Pair, build_pair, prefix_nodes
 from lmfuse.align.spans import align_many
 from lmfuse.bytes import ByteTokenizer
-from lmfuse.types import Alignment, Document, Encoding, Rows, TopK, Vocabulary
+from lmfuse.types import Alignment, Document, Encoding, Rows, TopK, Vocabulary, VocabularyMap
 from tests.align.test_pair import TEXT, encode, longest_first, random_rows, total_mass, toy_vocabulary
 from tests.fakes import KINDS, shared
 
@@ -121,8 +123,9 @@ class SlowLaw:
 
     def __init__(self, rows: Rows, target: Encoding, pair: Pair) -> None:
         self.rows, self.target = rows, target
-        self.source, self.written = token_bytes(pair.source), token_bytes(pair.target)
+        self.source, self.written, self.pair = token_bytes(pair.source), token_bytes(pair.target), pair
         self.first = longest_first(pair.target)
+        self.classes = {i: pair.target.control.get(name, -1) for name, i in pair.source.control.items()}
         self.tokens = [self.source[i] for i in rows.next_ids]
         self.prefix = [len(self.tokens[u]) - int(rows.ends[u] - rows.starts[u]) for u in range(len(rows))]
         self.support = [self.kept(u) for u in range(len(rows))]
@@ -194,7 +197,8 @@ class SlowLaw:
         for i, p in kept.items():
             rest = b" " * (consumed < 0) + self.source[i][cut:] if self.source[i] else b""
             if i != followed:
-                law[int(self.first([rest])[0])] += p / norm
+                for onto, share in self.goes_to(i, rest, consumed).items():
+                    law[onto] += share * p / norm
         through = self.add_earlier_paths(law, t)
         pending, row = through * kept[followed] / norm, u
         while rows.ends[row] < b:
@@ -212,9 +216,19 @@ class SlowLaw:
         law[-1] = 1 - sum(p for i, p in law.items() if i >= 0)
         return {i: p for i, p in law.items() if p > 0}
 
+    def goes_to(self, i: int, rest: bytes, consumed: int) -> dict[int, float]:
+        """Where a candidate that did not follow goes: to its class, to its first piece, or shared among longer tokens."""
+        if not self.source[i]:
+            return {self.classes.get(i, -1): 1.0}
+        shares = self.pair.longer
+        if consumed == 0 and shares is not None and shares.indptr[i] < shares.indptr[i + 1]:
+            entries = range(shares.indptr[i], shares.indptr[i + 1])
+            return {int(shares.target_ids[n]): float(shares.weights[n]) for n in entries}
+        return {int(self.first([rest])[0]): 1.0}
+
     def add_earlier_paths(self, law: dict[int, float], t: int) -> float:
         u, consumed = self.places[t]
-        if consumed != 0 or u == 0 or self.rows.ends[u - 1] != self.rows.starts[u]:
+        if consumed != 0 or u == 0 or self.rows.ends[u - 1] != self.rows.starts[u] or u - 1 not in self.joined:
             return 1.0
         head = self.tokens[u - 1]
         longer = {
@@ -229,14 +243,26 @@ class SlowLaw:
         return p_followed / total
 
 
+def random_shares(rng: np.random.Generator, source: Vocabulary, target: Vocabulary) -> VocabularyMap:
+    """What a corpus could say of the tokens that the target may go on behind."""
+    pairs = [(s, t) for s in range(source.size) for t in range(target.size)
+             if source.bytes_of(s) and target.bytes_of(t).startswith(source.bytes_of(s)) and rng.random() < 0.7]  # fmt: skip
+    ids = np.repeat(np.array(pairs), rng.integers(1, 9, len(pairs)), axis=0)
+    shares = longer_map(Counts.nothing(source.size, target.size).plus(ids[:, 0], ids[:, 1]), source, target)
+    assert len(shares.target_ids)
+    return shares
+
+
 @pytest.mark.parametrize("source_prefix", [False, True])
 @pytest.mark.parametrize("target_prefix", [False, True])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(4))
 def test_equals_the_slow_law(seed: int, source_prefix: bool, target_prefix: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lmfuse.align.expand.WORTH", 0.0)
     rng = np.random.default_rng(seed)
     source, target = toy_vocabulary(rng), toy_vocabulary(rng)
     pair = build_pair(source, target, longest_first(target))
+    if seed % 2:
+        pair = replace(pair, longer=random_shares(rng, source, target))
     for text in (TEXT, b"hello world", b" hello", b"\nhello"):
         rows = random_rows(rng, source, encode(source, text, rng, dummy_prefix=source_prefix))
         if seed == 2 and len(rows) > 9:  # a hole, and nothing before the first token
@@ -253,6 +279,37 @@ def test_equals_the_slow_law(seed: int, source_prefix: bool, target_prefix: bool
                 got = np.exp(aligned.topk.tail[t]) if i < 0 else mass[(aligned.topk.ids[t] == i) & (mass > 0)].sum()
                 assert_allclose(got, p, atol=1e-5)
         assert_allclose(total_mass(aligned.topk), 1.0, atol=1e-5)
+
+
+def test_shares_and_earlier_paths_together_are_one_distribution() -> None:
+    """`a` or `ab` stood before: what goes on there and what begins here are weighed, the shares of `1` with the latter."""
+    source, target = Vocabulary.from_tokens([b"a", b"ab", b"1", b"x"]), Vocabulary.from_tokens([b"a", b"b", b"1", b"12", b"x"])
+    rows = rows_of(source, ("a", {"a": 0.5, "ab": 0.5}), ("x", {"1": 0.6, "x": 0.3}))
+    shares = longer_map(Counts.nothing(4, 5).plus(np.array([2]), np.array([3])), source, target)
+    pair = replace(build_pair(source, target, longest_first(target)), longer=shares)
+    aligned = ByteLaw(k=6)(rows, Encoding(np.array([0, 4]), np.array([0, 1]), np.array([1, 2])), pair)
+    assert said(aligned, target)[1] == {"b": 0.5, "x": 0.15, "1": 0.15, "12": 0.15}
+    assert_allclose(np.exp(aligned.topk.tail[1]), 0.05, rtol=1e-5)
+
+
+def test_an_earlier_path_counts_only_where_the_target_began_with_it() -> None:
+    source = Vocabulary.from_tokens([b"x", b"a", b"ab", b"c"])
+    target = Vocabulary.from_tokens([b"x", b"a", b"b", b"c", b"xa", b"xab"])
+    rows = rows_of(source, ("x", {"x": 0.9}), ("a", {"a": 0.5, "ab": 0.49}), ("c", {"c": 0.9}))
+    pair = build_pair(source, target, longest_first(target))
+    aligned = ByteLaw(k=6)(rows, Encoding(np.array([4, 3]), np.array([0, 2]), np.array([2, 3])), pair)
+    assert said(aligned, target) == [{"xab": 0.441, "xa": 0.45}, {"c": 0.9}]  # `ab` went to `xab`, and is not `b` as well
+
+
+def test_the_end_of_a_text_goes_to_the_targets_own() -> None:
+    source = Vocabulary.from_tokens([b"", b"a", b""], control={"eos": 0, "bos": 2})
+    target = Vocabulary.from_tokens([b"a", b""], control={"eos": 1})
+    topk = TopK(np.array([[0, 1, 2]]), np.log(np.array([[0.6, 0.2, 0.1]], np.float32)), np.log(np.array([0.1], np.float32)), 3)
+    rows = Rows(np.array([0]), np.array([1]), np.array([1]), -np.log(np.array([0.2], np.float32)), topk)
+    aligned = ByteLaw()(rows, Encoding(np.array([0]), np.array([0]), np.array([1])), build_pair(source, target, longest_first(target)))
+    law = {int(i): float(p) for i, p in zip(aligned.topk.ids[0], np.exp(aligned.topk.log_probs[0]), strict=True) if p > 0}
+    assert law == pytest.approx({1: 0.6, 0: 0.2})
+    assert_allclose(aligned.lost_mass, 0.1, rtol=1e-5)  # the target has no token that begins a text
 
 
 def markov_rows(vocabulary: Vocabulary, encoding: Encoding, step: np.ndarray, first: np.ndarray) -> Rows:
@@ -332,7 +389,6 @@ def test_the_same_tokenizer_changes_nothing(kind: str) -> None:
     tokenizer = ByteTokenizer.from_tokenizer(KINDS[kind]())
     vocabulary = tokenizer.vocabulary
     pair = build_pair(vocabulary, vocabulary, tokenizer.first_pieces)
-    control = vocabulary.lengths == 0
     for text in (TEXT.decode(), " starts with a space", "\n"):
         encoding = tokenizer.encode(Document.plain(text))
         rows = random_rows(rng, vocabulary, encoding)
@@ -340,10 +396,9 @@ def test_the_same_tokenizer_changes_nothing(kind: str) -> None:
         spoken = encoding.starts >= 0
         assert aligned.source_row[spoken].tolist() == list(range(len(rows)))
         assert_allclose(aligned.truth_nll_nats[spoken], rows.nll_nats, atol=1e-5)
-        lost = control[rows.topk.ids]
-        assert_allclose(aligned.lost_mass[spoken], np.where(lost, np.exp(rows.topk.log_probs), 0).sum(1), atol=1e-6)
-        assert_allclose(np.exp(aligned.topk.log_probs[spoken, :-1])[~lost], np.exp(rows.topk.log_probs)[~lost], rtol=1e-5)
-        assert (aligned.topk.ids[spoken, :-1][~lost] == rows.topk.ids[~lost]).all()
+        assert not aligned.lost_mass[spoken].any()
+        assert_allclose(np.exp(aligned.topk.log_probs[spoken, :-1]), np.exp(rows.topk.log_probs), rtol=1e-5)
+        assert (aligned.topk.ids[spoken, :-1] == rows.topk.ids).all()
 
 
 def test_true_tokens_get_the_mass_that_the_source_gave_them() -> None:

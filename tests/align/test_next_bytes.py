@@ -8,9 +8,9 @@ from numpy.testing import assert_allclose
 
 from lmfuse.align.byte_law import ByteLaw
 from lmfuse.align.join import Join
-from lmfuse.align.next_bytes import UNKNOWN, projected_law, source_law, true_nll
+from lmfuse.align.next_bytes import UNKNOWN, next_bytes, projected_law, true_nll
 from lmfuse.bytes import ByteTokenizer
-from lmfuse.types import Alignment, Document, Encoding, TopK
+from lmfuse.types import Alignment, Document, Encoding, Rows, TopK, Vocabulary
 from tests.align.test_byte_law_oracle import World
 from tests.align.test_pair import random_rows
 from tests.fakes import KINDS
@@ -21,7 +21,7 @@ def test_equals_what_a_source_without_ambiguity_writes(canonical: bool) -> None:
     world = World([b"a", b"ba", b"bb", b"c"], [b"a", b"b", b"c"], num_tokens=5, seed=0, canonical=canonical)
     for tokens, bytes_of_it, _ in world.texts[:: len(world.texts) // 9]:
         text = b"".join(world.source.bytes_of(i) for i in tokens)
-        law = source_law(world.rows(list(tokens)), world.source, text)
+        law = next_bytes(world.rows(list(tokens)), world.source, text)
         assert_allclose(law.sum(1), 1.0)
         for place in range(4):
             assert_allclose(law[place, [97, 98, 99]], world.expects(bytes_of_it[:place], 1), atol=1e-6)
@@ -31,7 +31,7 @@ def test_paths_through_longer_tokens_count() -> None:
     world = World([b"a", b"b", b"ab", b"c"], [b"a", b"b", b"c"], num_tokens=5, seed=1, canonical=True)
     tokens = next(tokens for tokens, _, _ in world.texts if tokens[:2] == (0, 3))  # `a` and then `c`, where `ab` was possible, too
     rows = world.rows(list(tokens))
-    law = source_law(rows, world.source, b"ac")
+    law = next_bytes(rows, world.source, b"ac")
     a, ab = np.exp(rows.topk.log_probs[0, [0, 2]])
     c = float(np.exp(-rows.nll_nats[1]))
     assert_allclose(law[1, ord("c")], a * c / (a + ab), rtol=1e-5)
@@ -47,8 +47,16 @@ def test_the_same_vocabulary_says_the_same(kind: str) -> None:
 
     aligned = ByteLaw(k=12)(rows, encoding, build_pair(tokenizer.vocabulary, tokenizer.vocabulary, tokenizer.first_pieces))
     ours = projected_law(aligned, encoding, tokenizer.vocabulary, document.trained_bytes)
-    theirs = source_law(rows, tokenizer.vocabulary, document.trained_bytes)
+    theirs = next_bytes(rows, tokenizer.vocabulary, document.trained_bytes)
     assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_a_dummy_prefix_counts_as_written() -> None:
+    words = Vocabulary.from_tokens([b" hello", b" help", b"help", b" "])
+    topk = TopK(np.array([[0, 1, 2, 3]]), np.log(np.array([[0.4, 0.2, 0.1, 0.2]], np.float32)), np.log(np.array([0.1], np.float32)), 4)
+    law = next_bytes(Rows(np.array([0]), np.array([5]), np.array([0]), -np.log(np.array([0.4], np.float32)), topk), words, b"hello")
+    assert_allclose(law[0, [ord("h"), UNKNOWN]], np.array([0.6, 0.1]) / 0.7, rtol=1e-5)  # ` ` alone is written, `help` writes no prefix
+    assert_allclose(law[3, [ord("l"), ord("p")]], np.array([0.4, 0.2]) / 0.6, rtol=1e-5)
 
 
 def test_what_is_not_taught_has_no_law_and_what_is_not_kept_is_unknown() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -121,6 +122,27 @@ def test_of_two_tokens_with_the_same_bytes_the_tokenizer_decides() -> None:
     source = Vocabulary.from_tokens([b"a\n"])
     assert suffix_targets(source, twins, lambda strings: np.full(len(strings), 2)).tolist() == [2, 2]
     assert suffix_targets(source, twins, lambda strings: np.full(len(strings), 1)).tolist() == [1, 0]  # "a" does not write "\n"
+
+
+def test_large_vocabularies_do_not_mix_up_what_was_asked() -> None:
+    """Questions are numbers beyond 32 bits: prefixes of the target times tokens of the source."""
+    letters = [bytes([a, b]) for a in range(256) for b in range(256)]
+    source, target = Vocabulary.from_tokens(letters), Vocabulary.from_tokens([a + b for a, b in pairwise(letters)])
+    tables = np.zeros(len(source.flat), np.int64)
+    asked: list[bytes] = []
+
+    def number(strings: Sequence[bytes]) -> np.ndarray:
+        asked.extend(strings)
+        return np.arange(len(asked) - len(strings), len(asked))
+
+    pair = Pair(source, target, tables, tables, first_pieces=number)
+    written = np.tile(np.arange(target.size), 2)
+    first = pair.first_of_both(written, np.repeat([3, 4], target.size), np.full(len(written), 7))
+    strings = [
+        target.bytes_of(i)[:n] + source.bytes_of(7) for i, n in zip(written.tolist(), np.repeat([3, 4], target.size).tolist(), strict=True)
+    ]
+    assert [asked[i] for i in first.tolist()] == strings
+    assert len(asked) == len(set(strings))
 
 
 def test_arrays_are_all_that_is_needed_to_build_it_again() -> None:

@@ -61,7 +61,7 @@ class ByteLaw:
     ([[0, 0], [1, 2]], [['0.75', '0.0'], ['0.67', '0.33']])
     """
 
-    revision: ClassVar[int] = 2  # part of the key of what it teaches: raise it when the same rows would become others
+    revision: ClassVar[int] = 3  # part of the key of what it teaches: raise it when the same rows would become others
     name: Literal["byte_law"] = "byte_law"
     k: Annotated[int, Field(ge=1)] | None = None
 
@@ -79,14 +79,14 @@ class ByteLaw:
         row = np.where(cuts.known, cuts.row[:num_tokens], 0)
         begun = Begun.of(rows, support, cuts, row, pair)
         ends_before, outside = begun.place_what_followed(rows, target, support, row)
-        more = [longer_tokens(begun, support, row, cuts, pair)]
+        longer = longer_tokens(begun, support, row, cuts, pair)
 
         kept = gather(begun.onto, begun.mass, begun.tail, k, pinned=target.ids)
         kept.put(outside, target.ids[outside], begun.followed[outside])
         earlier, through = earlier_paths(kept, rows, support, cuts, row, pair)
         pending = np.where(ends_before & cuts.known, begun.followed * through, 0.0)
-        more += [earlier, continuations(pending, kept.tail, rows, target, row, support, pair)]
-        kept.add(*More.together(more))
+        longer = longer._replace(mass=longer.mass * through[longer.token])
+        kept.add(*More.together([longer, earlier, continuations(pending, kept.tail, rows, target, row, support, pair)]))
         bare = np.flatnonzero(cuts.known & (target.starts == target.ends) & (rows.ends[row] > target.ends))  # a dummy prefix alone
         kept.put(bare, target.ids[bare], kept.tail[bare])
         kept.tail[bare] = 0.0

@@ -53,8 +53,8 @@ class Dtw:
         k: candidates of a source row that are looked at, the likeliest first (10, as published); by default all that were kept.
 
     The map that accepts a pair also carries the candidates: ``pair.tokens`` where that is ``min_ed_map(..., on="strings")``, else it is
-    computed once per pair and kept. ``suffix`` takes equal strings first and then ``pair.tokens``, which has to be counted over a corpus:
-    ``co_occurrence_released`` as published, or ``co_occurrence``. Candidates of a row are expected in descending order. ``lost_mass``
+    computed once per pair and kept. ``suffix`` takes equal strings first and then ``pair.tokens``, which has to be counted over a corpus
+    (a run counts ``co_occurrence_released``, as published). Candidates of a row are expected in descending order. ``lost_mass``
     holds what found no target id and what a collision cut.
 
     >>> from lmfuse.align.dtw_path import dtw_path

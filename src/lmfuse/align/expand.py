@@ -64,7 +64,8 @@ def earlier_paths(
     """
     through = np.ones(len(row), kept.mass.dtype)
     before = np.maximum(row - 1, 0)
-    meets = (cuts.consumed[: len(row)] == 0) & (row > 0) & (rows.ends[before] == rows.starts[row]) & cuts.known
+    meets = (cuts.consumed[: len(row)] == 0) & (row > 0) & (rows.ends[before] == rows.starts[row])
+    meets &= cuts.known & cuts.joined[before]  # where a target token began there, too: else it was cut with what stands before
     slot, source = pair.longer_candidates(support.ids, rows.next_ids)
     mass = support.mass[slot, source]
     total = np.bincount(source, mass, len(rows))

@@ -9,7 +9,7 @@ from jaxtyping import Int
 
 EMPTY = -1
 MIX = np.uint64(0x9E3779B97F4A7C15)  # 2**64 divided by the golden ratio: spreads neighbouring numbers (Knuth, TAOCP 3, 6.4)
-START = 1 << 12
+START, MOST = 1 << 12, 1 << 22  # slots at first; answers kept at most, which are 100 MB
 
 
 class Memo:
@@ -31,6 +31,9 @@ class Memo:
         unknown = np.flatnonzero(self.keys[slot] == EMPTY)
         if len(unknown):
             new, place = np.unique(keys[unknown], return_index=True)
+            if self.size and self.size + len(new) > MOST:  # forget all: an answer costs a question, never a result
+                self.size, self.keys, self.values = 0, np.full(START, EMPTY), np.full(START, EMPTY, np.int32)
+                return self(keys, ask)
             self._insert(new, ask(unknown[place]).astype(np.int32))
             slot = self._slots(keys)
         return self.values[slot].astype(np.int64)

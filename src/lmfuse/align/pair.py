@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Int, Integer, Shaped
 
-from lmfuse.align.exact import token_bytes
+from lmfuse.align.exact import map_control_tokens, token_bytes
 from lmfuse.align.first_piece import FirstPieces, first_piece_ids
 from lmfuse.align.memo import Memo
 from lmfuse.types import Vocabulary, VocabularyMap
@@ -76,9 +76,11 @@ class Pair:
 
     @cached_property
     def whole_target(self) -> Int[np.ndarray, "W"]:
-        """Return the target id of each whole source token, -1 for those without bytes."""
+        """Return the target id of each whole source token; control tokens go to their own class, -1 where the target has none."""
+        if self.source.key == self.target.key:
+            return np.arange(self.source.size, dtype=np.int32)
         first, _, rest = self._cuts
-        return rest.take(first)
+        return map_control_tokens(rest.take(first).astype(np.int64), self.source, self.target).astype(np.int32)
 
     @cached_property
     def single_target(self) -> Int[np.ndarray, "W"] | None:
@@ -97,7 +99,8 @@ class Pair:
     def _stops(self) -> Bool[np.ndarray, "M"]:
         """Return, over all cuts of all tokens, where the target's own pieces of the token end.
 
-        The pieces are read off ``suffix_target``: the first piece of the token, the first piece of what is left, and so on.
+        The pieces are read off ``suffix_target``: the first piece of the token, the first piece of what is left, and so on. So they are
+        those of the token alone: what the target makes of it behind other text may differ.
         """
         first, _, rest = self._cuts
         stops = np.zeros(len(rest), bool)
@@ -153,7 +156,8 @@ class Pair:
         if self.first_pieces is None or not len(ids):
             return np.full(len(ids), -1)
         memo, nodes = self._joined
-        head = np.where(num_bytes > 0, 1 + nodes.take(self.target.offsets[written_ids] + num_bytes - 1, mode="clip"), 0)
+        last = self.target.offsets[written_ids] + num_bytes - 1
+        head = np.where(num_bytes > 0, 1 + nodes.take(last, mode="clip").astype(np.int64), 0)  # times the source's size it needs 64 bits
         return memo(head * self.source.size + ids, lambda places: self._ask(written_ids[places], num_bytes[places], ids[places]))
 
     def _ask(
@@ -266,6 +270,6 @@ def build_pair(source: Vocabulary, target: Vocabulary, first_pieces: FirstPieces
         suffix_targets(source, target, first_pieces),
         prefix_nodes(source),
         tokens,
-        first_piece_ids(prefixed, target, first_pieces).astype(np.int32),
+        map_control_tokens(first_piece_ids(prefixed, target, first_pieces), source, target).astype(np.int32),
         first_pieces=first_pieces,
     )

@@ -95,7 +95,9 @@ class Gathered:
 
     def topk(self, vocab_size: int) -> TopK:
         """Return the rows, as views of slots by tokens; a row that sums to more than 1 through rounding is scaled to 1."""
-        over = np.flatnonzero(self.mass.sum(axis=0) + self.tail > 1)
+        total = self.mass.sum(axis=0) + self.tail
+        assert total.max(initial=0) < 1.05, f"a row sums to {total.max()}: more than storage in 16 bits explains"
+        over = np.flatnonzero(total > 1)
         self.scale(over, 1 / (self.mass.take(over, axis=1).sum(axis=0) + self.tail[over]))
         with np.errstate(divide="ignore"):
             log_probs, tail = np.log(self.mass), np.log(self.tail)
