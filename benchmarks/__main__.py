@@ -11,7 +11,7 @@ from pathlib import Path
 from lmfuse.errors import did_you_mean
 
 HERE = Path(__file__).resolve().parent
-NEED_MODELS = {"real"}  # their models are not to be had without a download
+NEED_MODELS = {"real", "fidelity"}  # their models are not to be had without a download
 
 
 def main() -> None:
