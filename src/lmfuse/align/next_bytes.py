@@ -54,7 +54,8 @@ def next_bytes(rows: Rows, vocabulary: Vocabulary, text: bytes) -> Float[np.ndar
         place, at_prefix = rows.starts[row] + depth - prefix[row], depth < prefix[row]
         true_byte = np.where(at_prefix, _byte_of(rows.next_ids[row], depth, vocabulary), data[np.clip(place, 0, len(text) - 1)])
         here = np.flatnonzero(~at_prefix & (place < len(text)))
-        np.add.at(law, (place[here], byte[here]), weight[here] * np.exp(before[open_row[place[here]]] - before[row[here]]))
+        longer_than_own = np.minimum(before[open_row[place[here]]] - before[row[here]], 600.0)
+        np.add.at(law, (place[here], byte[here]), weight[here] * np.exp(longer_than_own))
         goes_on = (byte == true_byte) & (vocabulary.lengths[token] > depth + 1) & (place < len(text))
         row, token, weight = row[goes_on], token[goes_on], weight[goes_on]
     total = law.sum(axis=1, keepdims=True)
@@ -70,7 +71,7 @@ def projected_law(aligned: Alignment, target: Encoding, vocabulary: Vocabulary, 
     """Return the law of a source by its rows in a target's vocabulary; zero where a target token has no row."""
     token = np.flatnonzero((aligned.source_row >= 0) & (target.starts >= 0))
     starts, ends = target.starts[token], target.ends[token]
-    nll = true_nll(aligned, target)[token].astype(np.float32)
+    nll = np.minimum(true_nll(aligned, target)[token], 60.0).astype(np.float32)  # finite: the text went on, whatever the row said
     law = next_bytes(Rows(starts, ends, target.ids[token], nll, aligned.topk[token]), vocabulary, text)
     known = np.zeros(len(text) + 1, np.int64)
     np.add.at(known, starts, 1)
