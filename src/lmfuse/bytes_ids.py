@@ -8,6 +8,7 @@ from pathlib import Path
 from lmfuse.bytes_spelling import Node
 from lmfuse.errors import TokenizerError
 
+LONGEST_TOKEN = 4096  # characters; real ones have a hundred. Tables over a token's cuts grow with the square of it
 MOST_UNUSED = 1 << 20  # ids without a token; a table over all ids must not cost more than the tokens themselves
 HINT = "fetch the file again; if it is as published, use another model"
 
@@ -65,7 +66,7 @@ def _placed_ids(vocab: list[object]) -> dict[str, int]:
                     raise IdError(f"model.vocab: {_quoted(text)} has two ids, {own[text]} and {place}")
                 own[text] = place
             case _:
-                raise IdError(f"model.vocab[{place}]: got {str(entry)[:80]}, expected a token and its score")
+                raise IdError(f"model.vocab[{place}]: got {repr(entry)[:80]}, expected a token and its score")
     return own
 
 
@@ -80,7 +81,7 @@ def _added_ids(tokens: object, own: Mapping[str, int]) -> dict[str, int]:
                     raise IdError(f"added_tokens[{place}]: {_quoted(text)} stands there twice")
                 added[text] = token_id
             case _:
-                raise IdError(f"added_tokens[{place}]: got {str(token)[:80]}, expected an object with id and content")
+                raise IdError(f"added_tokens[{place}]: got {repr(token)[:80]}, expected an object with id and content")
     _check_whole("added_tokens", added)
     if added.items() <= own.items() and len(set(added.values())) == len(added):
         return added
@@ -96,6 +97,8 @@ def _added_ids(tokens: object, own: Mapping[str, int]) -> dict[str, int]:
 
 def _check_whole(where: str, ids: Mapping[str, object]) -> None:
     for text, token_id in ids.items():
+        if len(text) > LONGEST_TOKEN:
+            raise IdError(f"{where}: {_quoted(text)} has {len(text):,} characters, expected at most {LONGEST_TOKEN:,}")
         if type(token_id) is not int or token_id < 0:
             shown = str(token_id) if type(token_id) is int else repr(token_id)
             raise IdError(f"{where}: {_quoted(text)} has id {shown[:40]}, expected a whole number of 0 or more")

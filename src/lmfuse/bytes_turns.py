@@ -34,6 +34,7 @@ KNOWN_NAMES = (
 )
 ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>")
 LONGEST_TEMPLATE = 1_000_000  # bytes
+LONGEST_NAME = 100  # characters of a token that may end a turn
 SIGHTS = re.compile(
     r"""['"](?P<role>assistant|model|user|human|system|tool|developer)['"]"""
     r"""|\{%-?\s*(?P<branch>if|elif|else|endif)\b"""
@@ -75,7 +76,7 @@ def closing_token(template: str, control: Collection[str], eos: str | None) -> s
     >>> closing_token(zephyr, {"</s>"}, "</s>"), closing_token(zephyr.replace("else", "elif message.role == 'tool'"), {"</s>"}, "</s>")
     ('</s>', None)
     """
-    names = {text: text for text in control} | ({"eos_token": eos} if eos in control else {})
+    names = {text: text for text in control if len(text) <= LONGEST_NAME} | ({"eos_token": eos} if eos in control else {})
     lengths = sorted({len(name) for name in names}, reverse=True)
     found, speaker, branch = None, "", "else"
     for sight in SIGHTS.finditer(template):

@@ -52,7 +52,7 @@ FAMILIES = tuple(
 )
 
 
-def misfit(align: object, loss: Loss, num_sources: int) -> str | None:
+def misfit(align: object, loss: Loss, num_sources: int, fuse: object = None) -> str | None:
     """Return why an alignment and a loss cannot work together on rows of so many sources, or None."""
     unmapped = isinstance(align, Join) and align.map == "none"
     name = getattr(loss, "name", "")
@@ -62,6 +62,8 @@ def misfit(align: object, loss: Loss, num_sources: int) -> str | None:
         return f"loss {name} reads rows in the source's vocabulary; use align: {{name: join, map: none}}"
     if unmapped and num_sources > 1:
         return f"align.map none with {num_sources} sources, whose vocabularies differ; name one source as the teacher, or use a map"
+    if isinstance(loss, ChunkLikelihood) and isinstance(fuse, MinCE) and fuse.per == "token" and num_sources > 1:
+        return "loss chunk_likelihood needs one source per chunk, fuse min_ce per token changes it inside; use per: document"
     return None
 
 

@@ -97,7 +97,7 @@ def inspect_with_tokenizer(spec: ModelSpec, cache: Path | None = None) -> tuple[
         tokens_left_out=tokenizer.left_out,
         licence=licence_of(checked.path),
         dtype=max(numbers, key=lambda name: (numbers[name], name), default=""),
-        key=model_key(checked, cache),
+        key=content_key([model_key(checked, cache), tokenizer.key]),
     )
     return facts, tokenizer
 
@@ -182,7 +182,10 @@ def rows_of(folder: Path) -> int | None:
     rows = (inner if isinstance(inner, dict) else config).get("vocab_size")
     if type(rows) is int:
         return rows
-    return int(load_config(ModelFolder(folder, config, {})).get_text_config(decoder=True).vocab_size)
+    found = getattr(load_config(ModelFolder(folder, config, {})).get_text_config(decoder=True), "vocab_size", None)
+    if type(found) is not int:
+        raise ModelError(f"{folder / 'config.json'}: no vocab_size: not a language model", "use a decoder-only language model")
+    return found
 
 
 def model_key(checked: ModelFolder, cache: Path | None = None) -> str:

@@ -20,8 +20,8 @@ from lmfuse.errors import InputError, did_you_mean
 from lmfuse.evaluate.paired import by_unit, macro_bits_per_byte
 from lmfuse.fuse.uniform import Uniform
 from lmfuse.inputs import Inputs
-from lmfuse.limits import refuse_lossy
-from lmfuse.plan import Plan, make_plan
+from lmfuse.limits import refuse_lossy, refuse_misfit
+from lmfuse.plan import Plan, judged_fits, make_plan
 from lmfuse.recipe import Arm, Recipe, load_recipe
 from lmfuse.release import comparisons_of_interest, release, tell
 from lmfuse.results import RunResults, mean_over_seeds, nats_per_byte_by_domain
@@ -69,14 +69,15 @@ class Pipeline:
             raise planned.problems[0]
         self.space.claim(self.recipe)
         self.space.event("corpus", **planned.documents)
-        if self.recipe.sources_used == "all" and any(arm.teacher == "sources" for arm in self.arms.values()):
-            self._refuse_lossy(self.sources)  # else as soon as it is known which sources teach
+        if self.recipe.sources_used == "all":
+            self._refuse_lossy(self.recipe.judged_sources)  # else as soon as it is known which sources teach
         results = RunResults()
         unit_of = self.inputs.corpus.evaluation_units
         for label in self.inputs.specs:
             results.scores[label] = by_unit(self._given_scores(label, "evaluation"), unit_of)
         if any(arm.teacher == "sources" for arm in self.arms.values()):
-            _ = self.chosen_sources  # said before the cost of training anything that needs them
+            chosen = self.chosen_sources  # said before the cost of training anything that needs them
+            self._refuse_lossy(label for label in chosen if label in self.recipe.judged_sources)
         for arm in self.arms.values():
             results.scores[arm.name] = by_unit(self._arm_scores(arm, "evaluation"), unit_of)
         result = self.job(self.arms[self.recipe.result], self.recipe.seeds[0])
@@ -97,6 +98,7 @@ class Pipeline:
         """
         if source is not None and source not in self.inputs.specs:
             raise InputError(f"source: {did_you_mean(source, self.inputs.specs)}", hint="name one of the recipe's sources, or `target`")
+        self._refuse_misfits()
         for label in [source] if source else self.sources:
             store = self.stages.rows(label)
             self.console.say(f"{label}: {len(store):,} documents in {store.folder}")
@@ -109,6 +111,7 @@ class Pipeline:
         """
         if name not in self.arms:
             raise InputError(f"arm: {did_you_mean(name, self.arms)}", hint="add it to the recipe's arms")
+        self._refuse_misfits()
         for seed in self.recipe.seeds:
             self.console.say(f"{name}: {self.stages.trained(self.job(self.arms[name], seed)).folder}")
 
@@ -133,6 +136,15 @@ class Pipeline:
         if teacher == "best_single":
             return [self.best_single]
         return ["target" if teacher == "self" else teacher]
+
+    def _refuse_misfits(self) -> None:
+        """Stop where the plan would for the sake of ``limits``.
+
+        Raises:
+            LimitError: a source is beyond a limit.
+        """
+        for found in judged_fits(self.inputs):
+            refuse_misfit(found, self.recipe.align, self.recipe.limits)
 
     def _refuse_lossy(self, labels: Iterable[str]) -> None:
         """Collect the rows of sources and judge them by the recipe's limits, each source once; nothing where there is no such limit.

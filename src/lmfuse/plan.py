@@ -148,17 +148,17 @@ def _judge(inputs: Inputs, needs: tuple[ModelNeeds, ...]) -> Plan:
         )
     for check in (partial(_refuse_wide_rows, recipe, needs), partial(_refuse_same_sources, inputs), partial(_refuse_device, recipe)):
         problems.attempt(check)
-    fits = _fits(inputs)
+    fits = judged_fits(inputs)
     for found in fits:
         problems.attempt(partial(refuse_misfit, found, recipe.align, recipe.limits))
     documents = {split: len(windows) for split, windows in corpus.splits.items()}
     return Plan(needs, documents, disk, free, memory, room, fits, tuple(_notes(needs, corpus)), tuple(problems))
 
 
-def _fits(inputs: Inputs) -> tuple[Fit, ...]:
-    """Return how each source's tokens fit the target's on some training windows."""
+def judged_fits(inputs: Inputs) -> tuple[Fit, ...]:
+    """Return how the tokens of each source that ``limits`` speak of fit the target's on some training windows."""
     sample, target, align = spread(inputs.corpus.splits["train"]), inputs.tokenizer("target"), inputs.recipe.align
-    return tuple(fit(source.label, align, sample, target, inputs.tokenizer(source.label)) for source in inputs.recipe.sources)
+    return tuple(fit(label, align, sample, target, inputs.tokenizer(label)) for label in inputs.recipe.judged_sources)
 
 
 def _refuse_wide_rows(recipe: Recipe, needs: tuple[ModelNeeds, ...]) -> None:

@@ -165,7 +165,7 @@ class Recipe(_Section):
         domains = {spec.domain for spec in self.text.train}
         for arm in self.resolved_arms:
             taught_by = (len(names) if arm.teacher == "sources" else 1) + (arm.include_target and arm.teacher != "self")
-            if arm.teacher != "none" and (problem := misfit(arm.align, arm.loss, taught_by)):
+            if arm.teacher != "none" and (problem := misfit(arm.align, arm.loss, taught_by, arm.fuse)):
                 raise ValueError(f"arms.{arm.name}: {problem}")
             for domain in arm.clm_weight.keys() - domains:
                 raise ValueError(f"clm_weight: {did_you_mean(domain, domains)}")
@@ -184,6 +184,13 @@ class Recipe(_Section):
         }
         arms = [known[arm] if isinstance(arm, str) else arm for arm in self.arms]
         return (known["clm"], *(arm for arm in arms if arm.name != "clm"))
+
+    @property
+    def judged_sources(self) -> tuple[str, ...]:
+        """Return the sources that an arm learns from by the recipe's own ``align``: those that ``limits`` speak of."""
+        teachers = {arm.teacher for arm in self.resolved_arms if arm.align == self.align}
+        everyone = bool(teachers & {"sources", "best_single"})
+        return tuple(source.label for source in self.sources if everyone or source.label in teachers)
 
     def to_yaml(self) -> str:
         """Return the recipe in full, every default written out."""

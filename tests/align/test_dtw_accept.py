@@ -5,7 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmfuse.align.byte_law import ByteLaw
 from lmfuse.align.dtw_accept import NO_MATCH, NO_ROW, Spellings, accept_suffix, accepted
+from lmfuse.align.exact import exact_map
+from lmfuse.align.join import Join
+from lmfuse.align.pair import build_pair
 from lmfuse.align.spans import ends_together
 from lmfuse.types import VocabularyMap
 from tests.align.test_dtw import encoding, pair_of, rows_of, spelled
@@ -20,7 +24,11 @@ def test_the_golden_example():
         assert accepted(ids, ids, Spellings.of(pair_of(theirs, ours), accept)).tolist() == [-1, -1, -1]
     assert accepted(ids, ids, Spellings.of(pair_of(theirs, ours, counted), "suffix")).tolist() == [-1, -1, 2]
     rows = rows_of([0, 1, 2], [5, 9, 11], [[0]] * 3, np.log([[0.5]] * 3), 3)
-    assert ends_together(rows, encoding([0, 1, 2], [3, 5, 11])).tolist() == [False, True, True]
+    target = encoding([0, 1, 2], [3, 5, 11])
+    assert ends_together(rows, target).tolist() == [False, True, True]
+    pair = build_pair(theirs, ours, lambda strings: np.full(len(strings), -1), exact_map(theirs, ours))
+    assert Join(map="exact")(rows, target, pair).source_row.tolist() == [0, -1, 1]  # the rows that speak where both begin
+    assert ByteLaw()(rows, target, pair).source_row.tolist() == [0, 0, 1]  # and inside `hello`, too
 
 
 def test_suffix_by_hand():

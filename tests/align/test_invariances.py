@@ -13,8 +13,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from lmfuse.align.byte_law import ByteLaw
 from lmfuse.align.chunks import Chunks
+from lmfuse.align.counts import Counts
 from lmfuse.align.exact import exact_map, token_bytes
 from lmfuse.align.join import Join
+from lmfuse.align.longer import longer_map
 from lmfuse.align.pair import Pair, build_pair
 from lmfuse.align.spans import align_many
 from lmfuse.bytes import ByteTokenizer
@@ -30,7 +32,12 @@ PROPERTY = settings(max_examples=60, deadline=None, database=None, derandomize=T
 
 
 def pair_of(source: Vocabulary, target: Vocabulary) -> Pair:
-    return build_pair(source, target, longest_first(target), exact_map(source, target))
+    """All that a run's byte law has, shares of longer tokens included, and a map for the join."""
+    ours, theirs = token_bytes(target), token_bytes(source)
+    longer = [(s, t) for s in range(len(theirs)) for t in range(len(ours)) if theirs[s] and ours[t].startswith(theirs[s])]
+    ids = np.array(longer, np.int64).reshape(-1, 2)
+    shares = longer_map(Counts.nothing(source.size, target.size).plus(ids[:, 0], ids[:, 1]), source, target)
+    return replace(build_pair(source, target, longest_first(target), exact_map(source, target)), longer=shares)
 
 
 def padded(vocabulary: Vocabulary, num_rows: int) -> Vocabulary:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from lmfuse.align.byte_law import ByteLaw
+from lmfuse.align.counts import count_pairs
 from lmfuse.align.join import Join
+from lmfuse.align.longer import longer_map
+from lmfuse.align.next_bytes import true_nll
 from lmfuse.align.pair import build_pair
 from lmfuse.align.spans import align_many
 from lmfuse.bytes import ByteTokenizer
@@ -76,6 +78,8 @@ def sample(store: RowStore, vocabulary: Vocabulary, num_bytes: int = SAMPLE_BYTE
 def measure(folder: Path, target: ByteTokenizer, source: ByteTokenizer) -> dict[str, Any]:
     """Return what a store of the source's rows says under the byte law, and under the plain join with each map.
 
+    The shares of longer tokens are counted on the sampled documents themselves, where a run counts its training text.
+
     Raises:
         InputError: the rows are over another vocabulary, or none of their documents can be read from them.
         VerificationError: the folder is no store of rows, or it is damaged.
@@ -90,7 +94,9 @@ def measure(folder: Path, target: ByteTokenizer, source: ByteTokenizer) -> dict[
     used = np.unique(np.concatenate([np.append(rows.topk.ids, rows.next_ids) for rows in found.rows]))
     few, rows = restricted(vocabulary, used), [restricted_rows(part, used) for part in found.rows]
     targets = target.encode_many(found.documents)
-    pair = build_pair(few, target.vocabulary, target.first_pieces)
+    theirs = [Encoding(part.next_ids, part.starts, part.ends) for part in rows]
+    counts = count_pairs(zip(theirs, targets, strict=True), few, target.vocabulary)
+    pair = replace(build_pair(few, target.vocabulary, target.first_pieces), longer=longer_map(counts, few, target.vocabulary))
     law = align_many(ByteLaw(), rows, targets, pair)
     methods = [figures("byte_law", law, law, targets)]
     for name, make in MAPS.items():
@@ -111,22 +117,15 @@ def figures(name: str, said: Sequence[Alignment], law: Sequence[Alignment], targ
         np.concatenate([getattr(part, field) for part in parts])
         for field, parts in (("source_row", said), ("lost_mass", said), ("truth_nll_nats", law))
     )
-    probability = np.concatenate([_of_truth(part, encoding) for part, encoding in zip(said, targets, strict=True)])
+    cost = np.concatenate([true_nll(part, encoding) for part, encoding in zip(said, targets, strict=True)])
     starts, ends = (np.concatenate([getattr(encoding, field) for encoding in targets]) for field in ("starts", "ends"))
     taught = row >= 0
-    judged = taught & np.isfinite(truth)
+    judged = taught & np.isfinite(truth) & np.isfinite(cost)
     num_bits = math.log(2) * max(int((ends - starts)[judged].sum()), 1)
     return {
         "name": name,
         "coverage": float(taught.sum() / max(int((starts >= 0).sum()), 1)),
         "lost_mass": float(lost[taught].mean()) if taught.any() else 0.0,
         "own_bits_per_byte": float(truth[judged].sum(dtype=np.float64) / num_bits),
-        "bits_per_byte": float(-np.log(probability[judged]).sum(dtype=np.float64) / num_bits),
+        "bits_per_byte": float(cost[judged].sum(dtype=np.float64) / num_bits),
     }
-
-
-def _of_truth(said: Alignment, target: Encoding) -> Float[np.ndarray, "T"]:
-    """Return the probability that rows give to the tokens that stand there."""
-    hit = said.topk.ids == target.ids[:, None]
-    kept = (np.exp(said.topk.log_probs.astype(np.float64)) * hit).sum(axis=1)
-    return np.maximum(kept + np.exp(said.topk.tail.astype(np.float64)) / said.topk.vocab_size, 1e-30)

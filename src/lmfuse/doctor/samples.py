@@ -90,7 +90,10 @@ def stretches(documents: Sequence[Document], count: int = STRETCHES, num_bytes: 
     for at in np.linspace(0, int(bounds[-1]), count, endpoint=False).astype(np.int64).tolist():
         index = int(np.searchsorted(bounds, at, side="right"))
         data, first = documents[index].trained_bytes, at - int(bounds[index] - sizes[index])
-        first = data.find(b" ", first - 1) + 1 if first else 0
+        space = data.find(b" ", first - 1, first + num_bytes) if first else -1
+        first = space + 1 if space >= 0 else first
+        while first < len(data) and data[first] & 0xC0 == 0x80:  # never inside a character
+            first += 1
         piece = data[first : first + num_bytes]
         last = piece.rfind(b" ") if first + num_bytes < len(data) else -1
         text = (piece[:last] if last > 0 else piece).decode(errors="ignore").strip()

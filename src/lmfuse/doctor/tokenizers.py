@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -11,7 +10,9 @@ from typing import Any
 
 from lmfuse.align.exact import token_bytes
 from lmfuse.bytes import ByteTokenizer
+from lmfuse.bytes_turns import chat_template
 from lmfuse.errors import TokenizerError
+from lmfuse.folder_files import read_object
 from lmfuse.types import Document, Vocabulary
 
 DIGIT_PROBES = ("1234567", "2024", "100000", "31415926535897932384")
@@ -135,18 +136,11 @@ def has_chat_template(folder: Path) -> bool:
     """Return whether a model's folder holds a chat template; nothing of it is run.
 
     Raises:
-        TokenizerError: tokenizer_config.json is not an object of JSON.
+        TokenizerError: a file of it is broken or no regular file.
     """
-    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+    if chat_template(folder, {}):
         return True
-    path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return False
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        return bool(config.get("chat_template"))
-    except (ValueError, AttributeError) as error:
-        raise TokenizerError(f"{path}: not an object of JSON: {error}", hint="download the file again") from error
+    return bool(chat_template(folder, read_object(folder, "tokenizer_config.json", TokenizerError) or {}))
 
 
 def _other_control(vocabulary: Vocabulary) -> dict[str, Any]:

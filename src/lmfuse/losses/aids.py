@@ -64,7 +64,7 @@ class Aids:
     """What a loss may want beside hidden states and teacher rows; ``Loss.wants`` names what it cannot do without.
 
     Attributes:
-        boundary_ids: the target's tokens that can only stand where the token before them has ended (see ``boundary_ids``).
+        boundary_ids: the target's tokens that are taken for a sign that the token before them has ended (see ``boundary_ids``).
         projection: the target's ids in the vocabulary of the teacher's rows.
     """
 
@@ -85,7 +85,8 @@ class Aids:
 
 
 def boundary_ids(vocabulary: Vocabulary) -> Bool[np.ndarray, "V"]:
-    """Return which tokens begin with white space (blank, tab, line break) or are control tokens: no earlier token reaches into them.
+    """Return which tokens begin with white space (blank, tab, line break) or are control tokens: taken, as in ALM, for those that begin where a
+    word has ended. Vocabularies whose tokens hold a blank inside (``\\n`` with indentation) make this an approximation.
 
     >>> boundary_ids(Vocabulary.from_tokens([b"", b" the", b"the", b"a b"])).tolist()
     [True, True, False, False]

@@ -1,4 +1,7 @@
-"""Bytes from strangers as characters that can be shown: nothing that hides, reorders or controls the text around it gets through."""
+"""Bytes from strangers as characters that can be shown: no control character, nothing invisible, nothing that overrides the direction of text.
+
+Letters that are written from right to left stay letters: a page isolates them, a terminal orders them as it does.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,9 @@ Part = tuple[Literal["text", "mark", "hex"], str]
 
 MARKS = {" ": "\u00b7", "\n": "\u21b5", "\t": "\u21e5"}
 HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs")
+BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | {
+    chr(code) for code in range(0xFE00, 0xFE10)
+}  # letters that show nothing
 COMBINING = ("Mn", "Mc", "Me")
 DOTTED_CIRCLE = "\u25cc"  # carries a combining character that has nothing before it
 
@@ -33,7 +39,7 @@ def _shown(character: str) -> Part:
         return "mark", MARKS[character]
     if 0xDC80 <= code <= 0xDCFF:  # a byte that is no UTF-8
         return "hex", f"{code - 0xDC00:02X}"
-    if unicodedata.category(character) in HIDDEN:
+    if unicodedata.category(character) in HIDDEN or character in BLANK:
         return "hex", character.encode("utf-8", "surrogatepass").hex().upper()
     return "text", character
 
