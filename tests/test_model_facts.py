@@ -1,5 +1,6 @@
 """Facts about models, known before any weight is read."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -33,6 +34,11 @@ def test_key_follows_content_and_nothing_else(folder, whole, tmp_path):
     other = Path(shutil.copytree(whole, tmp_path / "other"))
     edit_config(other, rms_norm_eps=1e-3)
     assert inspect_model(ModelSpec(str(other))).key != key
+    cut = Path(shutil.copytree(whole, tmp_path / "cut"))  # the same weights behind a tokenizer that cuts elsewhere
+    state = json.loads((cut / "tokenizer.json").read_text(encoding="utf-8"))
+    state["model"]["merges"] = state["model"]["merges"][:-1]
+    (cut / "tokenizer.json").write_text(json.dumps(state), encoding="utf-8")
+    assert inspect_model(ModelSpec(str(cut))).key != key
 
 
 def test_hash_of_a_large_file_is_remembered_until_it_changes(folder, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from lmfuse.artefacts import content_key
 from lmfuse.bytes import ByteTokenizer
 from lmfuse.errors import InputError, LmfuseError, ModelError, ResourceError
 from lmfuse.losses.head import Head
@@ -103,7 +104,7 @@ def load_model(spec: ModelSpec, device: str | torch.device = "cpu") -> LanguageM
     with out_of_memory_is_an_error(f"loading {checked.path} as {spec.dtype} on {place}"):
         module = _load_module(checked, config, getattr(torch, spec.dtype)).to(place)
         _refuse_non_finite(checked, module, spec.dtype)
-        return wrap_module(module, tokenizer, key=model_key(checked))
+        return wrap_module(module, tokenizer, key=content_key([model_key(checked), tokenizer.key]))
 
 
 def wrap_module(module: Any, tokenizer: ByteTokenizer, key: str = "") -> LanguageModel:
