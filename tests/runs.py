@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from typer.testing import CliRunner
 
+from lmfuse import cli
+from lmfuse.errors import LmfuseError
 from tests import fakes
 
 WORDS = [
@@ -83,3 +86,13 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe(**changes)), encoding="utf-8")
     return path
+
+
+def lmfuse(*arguments: object, columns: int | None = None) -> tuple[int, str]:
+    """Run the command line in this process; return its exit code and what it printed."""
+    found = CliRunner(env={"COLUMNS": str(columns)} if columns else None).invoke(cli.app, [str(argument) for argument in arguments])
+    if isinstance(found.exception, LmfuseError):
+        return found.exception.exit_code, f"{found.exception} | {found.exception.hint}"
+    if found.exception is not None and not isinstance(found.exception, SystemExit):
+        raise found.exception
+    return found.exit_code, found.output

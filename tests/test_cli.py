@@ -6,21 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from lmfuse import cli
-from lmfuse.errors import LmfuseError
 from tests import runs
-
-
-def lmfuse(*arguments: object) -> tuple[int, str]:
-    """Run the command line in this process; return its exit code and what it printed."""
-    found = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-    if isinstance(found.exception, LmfuseError):
-        return found.exception.exit_code, f"{found.exception} | {found.exception.hint}"
-    if found.exception is not None and not isinstance(found.exception, SystemExit):
-        raise found.exception
-    return found.exit_code, found.output
+from tests.runs import lmfuse
 
 
 @pytest.fixture(scope="module")

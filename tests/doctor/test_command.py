@@ -5,24 +5,18 @@ import shutil
 import time
 
 import pytest
-from typer.testing import CliRunner
 
-from lmfuse import cli
 from lmfuse.doctor import TEXT_BYTES, compare, examine
 from lmfuse.doctor.terminal import notes, show, summary
-from lmfuse.errors import InputError, LmfuseError, TokenizerError
+from lmfuse.errors import InputError, TokenizerError
 from tests import fakes
 from tests.doctor.build import ODD, documents, tokenizer
 from tests.doctor.test_rows import TEXTS, store
+from tests.runs import lmfuse
 
 
-def lmfuse(*arguments: object) -> tuple[int, str]:
-    found = CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, ["align", *map(str, arguments)])
-    if isinstance(found.exception, LmfuseError):
-        return found.exception.exit_code, f"{found.exception} | {found.exception.hint}"
-    if found.exception is not None and not isinstance(found.exception, SystemExit):
-        raise found.exception
-    return found.exit_code, found.output
+def align(*arguments: object) -> tuple[int, str]:
+    return lmfuse("align", *arguments, columns=200)
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +31,14 @@ def here(tmp_path_factory):
 
 
 def test_the_terminal_shows_every_figure(here):
-    code, text = lmfuse(here / "byte_bpe", here / "metaspace_bpe", "--text", here / "text.txt")
+    code, text = align(here / "byte_bpe", here / "metaspace_bpe", "--text", here / "text.txt")
     assert code == 0, text
     for words in ("byte law", "the byte law conditions", "FuseLLM", "1:1", "masked", "by use", "digits", "whitespace", "bytes per token"):
         assert words in text, words
 
 
 def test_a_page_is_written_where_it_is_asked_for(here, tmp_path):
-    code, text = lmfuse(here / "byte_bpe", here / "wordpiece", "--text", here / "text.txt", "--html", tmp_path / "x.html", "--lines", 3)
+    code, text = align(here / "byte_bpe", here / "wordpiece", "--text", here / "text.txt", "--html", tmp_path / "x.html", "--lines", 3)
     assert (code, str(tmp_path / "x.html") in text.replace("\n", "")) == (0, True), text
     page = (tmp_path / "x.html").read_text(encoding="utf-8")
     assert 1 <= page.count("<figure>") <= 3
@@ -53,7 +47,7 @@ def test_a_page_is_written_where_it_is_asked_for(here, tmp_path):
 
 def test_rows_add_what_was_really_lost(here, tmp_path):
     rows = store(tmp_path / "rows", TEXTS)
-    code, text = lmfuse(
+    code, text = align(
         here / "byte_bpe", here / "metaspace_bpe", "--text", here / "text.txt", "--rows", rows, "--html", tmp_path / "x.html"
     )
     assert (code, "lost mass" in text) == (0, True), text
@@ -74,7 +68,7 @@ def test_rows_add_what_was_really_lost(here, tmp_path):
 )
 def test_what_cannot_be_used_is_one_line(here, monkeypatch, arguments, message):
     monkeypatch.chdir(here)
-    code, text = lmfuse(*(f"./{part}" if part in ("byte_bpe", "nothing", "metaspace_bpe") else part for part in arguments))
+    code, text = align(*(f"./{part}" if part in ("byte_bpe", "nothing", "metaspace_bpe") else part for part in arguments))
     assert code in (2, 4)
     assert message in text
     assert "\n" not in text.strip()

@@ -97,7 +97,7 @@ class Gathered:
         """Return the rows, as views of slots by tokens; a row that sums to more than 1, as one stored in 16 bits may, is scaled to 1."""
         total = self.mass.sum(axis=0) + self.tail
         over = np.flatnonzero(total > 1)
-        self.scale(over, 1 / (self.mass.take(over, axis=1).sum(axis=0) + self.tail[over]))
+        self.scale(over, 1 / total[over])
         with np.errstate(divide="ignore"):
             log_probs, tail = np.log(self.mass), np.log(self.tail)
         return TopK(np.where(self.mass > 0, self.ids, 0).T, log_probs.T, tail, vocab_size)
