@@ -84,7 +84,7 @@ def test_what_is_put_in_later_meets_its_like_or_takes_the_place_of_the_lightest(
     assert kept.ids[:, 0].tolist() == [5, 9]
     assert_allclose(kept.mass.sum() + kept.tail[0], 1 + 0.05 + 0.02 + 0.01 + 0.3, atol=1e-12)
     assert_allclose(total_mass(kept.topk(10)), 1.0, atol=1e-6)  # more than 1: scaled
-    kept.forget(one)
+    kept.forget(unless=np.array([False]))
     assert (kept.mass[:, 0].tolist(), kept.tail.tolist()) == ([0.0, 0.0], [1.0])
 
 

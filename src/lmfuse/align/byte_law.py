@@ -90,7 +90,7 @@ class ByteLaw:
         bare = np.flatnonzero(cuts.known & (target.starts == target.ends) & (rows.ends[row] > target.ends))  # a dummy prefix alone
         kept.put(bare, target.ids[bare], kept.tail[bare])
         kept.tail[bare] = 0.0
-        kept.forget(np.flatnonzero(~cuts.known))
+        kept.forget(unless=cuts.known)
 
         nll = np.where(cuts.known, np.maximum(begun.potential[cuts.end] - begun.potential[:num_tokens], 0.0), np.nan).astype(np.float32)
         no_fallback, together = np.zeros(num_tokens, bool), ends_together(rows, target)

@@ -53,7 +53,8 @@ class Join:
         ids = np.ascontiguousarray(rows.topk.ids.take(row, axis=0).T)
         mass = np.exp(np.ascontiguousarray(rows.topk.log_probs.take(row, axis=0).T), dtype=np.float32)
         tail = np.exp(rows.topk.tail.take(row), dtype=np.float32)
-        followed, likely = rows.next_ids.take(row), np.exp(-rows.nll_nats.take(row), dtype=np.float32)
+        followed, nll = rows.next_ids.take(row), rows.nll_nats.take(row).astype(np.float32, copy=False)
+        likely = np.exp(-nll)
         outside = np.flatnonzero(~np.logical_or.reduce((ids == followed) & (mass > 0)))
         tail[outside] = np.maximum(tail[outside] - likely[outside], 0.0)
         kept = gather(*_moved(ids, mass, pair), tail, k, pinned=target.ids)
@@ -62,8 +63,8 @@ class Join:
             kept.put(outside, ids[0], mass[0])
         else:
             kept.add(np.tile(outside, len(ids)), ids.ravel(), mass.ravel())
-        kept.forget(np.flatnonzero(found < 0))
-        nll = np.where((found >= 0) & (rows.ends[row] == target.ends), rows.nll_nats[row], np.nan).astype(np.float32)
+        kept.forget(unless=found >= 0)
+        nll[(found < 0) | (rows.ends.take(row) != target.ends)] = np.nan
         topk, one_hot = kept.topk(pair.target.size), np.zeros(len(found), bool)
         return Alignment(found, topk, nll, kept.lost, one_hot, ends_together(rows, target))
 
@@ -87,4 +88,4 @@ def _moved(
 ) -> tuple[Integer[np.ndarray, "F T"], Float[np.ndarray, "F T"]]:
     """Return where the pair's map sends some candidates: one target each, or several with a share of the mass."""
     assert pair.tokens is not None
-    return spread(ids, mass, pair.tokens) if pair.single_target is None else (pair.single_target.take(ids), mass)
+    return spread(ids, mass, pair.tokens) if pair.single_target is None else (pair.single_target.take(ids, mode="clip"), mass)

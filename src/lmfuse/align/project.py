@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Bool, Float, Int, Integer, UInt8
 
 from lmfuse.types import TopK, VocabularyMap
 
@@ -39,9 +39,12 @@ class Gathered:
         lost = np.bincount(tokens, np.where(somewhere, 0.0, mass), len(self.tail)).astype(self.tail.dtype)
         self.lost += lost
         self.tail += lost
-        touched, place = np.unique(tokens[somewhere], return_inverse=True)
+        is_touched = np.zeros(len(self.tail), bool)
+        is_touched[tokens[somewhere]] = True
+        touched = np.flatnonzero(is_touched)
         if not len(touched):
             return
+        place = (np.cumsum(is_touched) - 1)[tokens[somewhere]]
         held, had = self.ids.take(touched, axis=1), self.mass.take(touched, axis=1)
         here = np.append(np.tile(np.arange(len(touched)), len(held)), place)
         all_ids, all_mass = np.append(held.ravel(), ids[somewhere]), np.append(had.ravel(), mass[somewhere])
@@ -55,7 +58,8 @@ class Gathered:
             lightness[(all_ids == self.pinned[touched][here]) & (total > 0)] = 0
         order = np.argsort(here << 32 | lightness, kind="stable")
         here, all_ids, total = here[order], all_ids[order], total[order]
-        rank = np.arange(len(here)) - np.searchsorted(here, here)
+        rank = np.arange(len(here))
+        rank -= np.maximum.accumulate(np.where(np.diff(here, prepend=-1) != 0, rank, 0))
         stays = (rank < len(held)) & (total > 0)
         self.tail[touched] += np.bincount(here[~stays], total[~stays], len(touched)).astype(self.tail.dtype)
         for slot in self.mass:
@@ -65,17 +69,15 @@ class Gathered:
 
     def put(self, tokens: Int[np.ndarray, "N"], ids: Integer[np.ndarray, "N"], mass: Float[np.ndarray, "N"]) -> None:
         """Add one candidate with an id to some tokens (each named once): to the slot that has it, else in place of the lightest if that is lighter."""
-        now, held = self.mass.take(tokens, axis=1), self.ids.take(tokens, axis=1)
-        same = (held == ids) & (now > 0)
+        held, now = self.ids.take(tokens, axis=1), self.mass.take(tokens, axis=1)
+        worth, wanted = now, mass  # probabilities; more than 2 for what is never cut, less than 0 for the slot that has the id already
         if self.pinned is not None:
-            pinned = self.pinned[tokens]
-            now[(held == pinned) & (now > 0)] = np.inf
-            wanted = np.where(ids == pinned, np.inf, mass)
-        else:
-            wanted = mass
-        now[same] = -1.0
-        slot = now.argmin(axis=0)
-        weight = now[slot, np.arange(len(tokens))]
+            pinned = self.pinned.take(tokens).astype(held.dtype, copy=False)  # of one type: comparing is then three times as fast
+            worth = worth + np.float32(4) * ((held == pinned) & (now > 0))
+            wanted = wanted + np.float32(4) * (ids == pinned)
+        worth = worth - np.float32(8) * ((held == ids.astype(held.dtype, copy=False)) & (now > 0))
+        weight = worth.min(axis=0)
+        slot = len(worth) - _from_the_end(worth == weight).astype(np.int64)
         meets = weight < 0
         self.mass[slot[meets], tokens[meets]] += mass[meets]
         wins = ~meets & (wanted > weight)
@@ -87,20 +89,24 @@ class Gathered:
         for part in (*self.mass, self.tail, self.lost):
             part[tokens] *= by
 
-    def forget(self, tokens: Int[np.ndarray, "N"]) -> None:
-        """Make some tokens' rows know nothing."""
-        for slot in self.mass:
-            slot[tokens] = 0.0
-        self.tail[tokens], self.lost[tokens] = 1.0, 0.0
+    def forget(self, unless: Bool[np.ndarray, "T"]) -> None:
+        """Make the rows of all other tokens know nothing."""
+        self._multiply(unless.astype(np.float32))
+        self.tail += ~unless
 
     def topk(self, vocab_size: int) -> TopK:
         """Return the rows, as views of slots by tokens; a row that sums to more than 1, as one stored in 16 bits may, is scaled to 1."""
         total = self.mass.sum(axis=0) + self.tail
-        over = np.flatnonzero(total > 1)
-        self.scale(over, 1 / total[over])
+        if (total > 1).any():
+            self._multiply(1 / np.maximum(total, 1))
         with np.errstate(divide="ignore"):
             log_probs, tail = np.log(self.mass), np.log(self.tail)
-        return TopK(np.where(self.mass > 0, self.ids, 0).T, log_probs.T, tail, vocab_size)
+        return TopK((self.ids * (self.mass > 0)).T, log_probs.T, tail, vocab_size)
+
+    def _multiply(self, by: Float[np.ndarray, "T"]) -> None:
+        """Multiply all probabilities of all tokens."""
+        for part in (self.mass, self.tail, self.lost):
+            np.multiply(part, by, out=part)
 
 
 def gather(
@@ -127,14 +133,15 @@ def gather(
     ([[5]], [[0.375]], [0.625], [0.0625])
     """
     tail, lost = tail.copy(), np.zeros(mass.shape[1], mass.dtype)
-    nowhere = np.flatnonzero(ids < 0)
-    if len(nowhere):
+    largest = int(ids.view(np.uint32 if ids.itemsize == 4 else np.uint64).max(initial=0))  # a negative one is larger than any
+    if largest >= 1 << 31:
+        nowhere = np.flatnonzero(ids < 0)
         slot = nowhere // mass.shape[1]
         token = nowhere - slot * mass.shape[1]
         np.add.at(lost, token, mass[slot, token])
         tail += lost
         mass[slot, token] = 0
-    _merge_equal(ids, mass, tail, keep)
+    _merge_equal(ids.astype(np.uint16) if largest < 1 << 16 else ids, mass, tail, keep)  # half as wide is twice as fast
     kept_ids, kept = ids[:k], mass[:k]
     if len(ids) < k:
         kept_ids, kept = (np.concatenate([each, np.zeros((k - len(ids), each.shape[1]), each.dtype)]) for each in (ids, mass))
@@ -144,18 +151,26 @@ def gather(
 
 def _merge_equal(ids: Integer[np.ndarray, "C T"], mass: Float[np.ndarray, "C T"], tail: Float[np.ndarray, "T"], keep: str) -> None:
     """Move the mass of equal ids to the first of them (``sum``) or to the tail (``first``), in place."""
-    equals, some = np.empty(ids.shape, bool), np.empty(ids.shape[1], bool)
+    flat = mass.reshape(-1)
     for later in range(1, len(ids)):
-        equal = np.equal(ids[:later], ids[later], out=equals[:later])
-        token = np.flatnonzero(np.logical_or.reduce(equal, out=some))
-        if not len(token):
-            continue
+        behind = _from_the_end(ids[:later] == ids[later])
+        token = np.flatnonzero(behind != 0)
+        slot = later - behind.take(token).astype(np.int64)
         moved = mass[later].take(token)
         mass[later][token] = 0
         if keep == "sum":
-            mass[equal.take(token, axis=1).argmax(axis=0), token] += moved
+            flat[slot * ids.shape[1] + token] += moved
         else:
             tail[token] += moved
+
+
+def _from_the_end(flags: Bool[np.ndarray, "C T"]) -> UInt8[np.ndarray, "T"] | Integer[np.ndarray, "T"]:
+    """Return the place of the first flag of each token, counted from the end: C for the first row, 1 for the last, 0 where none is set.
+
+    Multiplying bytes and taking maxima are a few instructions for 64 tokens; searching along the first axis (``argmax``) is ten times slower.
+    """
+    weights: Integer[np.ndarray, "C"] = np.arange(len(flags), 0, -1, dtype=np.uint8 if len(flags) < 1 << 8 else np.int32)
+    return np.multiply(flags.view(np.uint8), weights[:, None]).max(axis=0)
 
 
 def _cut_to(
