@@ -19,6 +19,9 @@ def test_every_method_is_listed_once_with_a_summary_and_its_parameters():
         "chunk_likelihood",
         "uld",
         "projected_kl",
+        "linear",
+        "varm",
+        "sce",
     } <= set(names)
     assert all(entry.summary and len(entry.summary) < 200 for entry in catalogue.entries())
     assert "unit" in [parameter.name for parameter in catalogue.find("min_ce").parameters]

@@ -27,10 +27,26 @@ from lmfuse.losses.family import Loss
 from lmfuse.losses.kl import KL
 from lmfuse.losses.projected_kl import ProjectedKL
 from lmfuse.losses.uld import Uld
+from lmfuse.merge.dare import Dare
+from lmfuse.merge.della import Della
+from lmfuse.merge.karcher import Karcher
+from lmfuse.merge.linear import Linear
+from lmfuse.merge.model_stock import ModelStock
+from lmfuse.merge.multislerp import MultiSlerp
+from lmfuse.merge.passthrough import Passthrough
+from lmfuse.merge.sce import Sce
+from lmfuse.merge.slerp import Slerp
+from lmfuse.merge.task_arithmetic import TaskArithmetic
+from lmfuse.merge.ties import Ties
+from lmfuse.merge.varm import Varm
 
 AlignMethod = Annotated[ByteLaw | Join | Dtw, Field(discriminator="name")]
 FuseMethod = Annotated[MinCE | AvgCE | Uniform | Posterior, Field(discriminator="name")]
 LossMethod = Annotated[KL | CrossEntropy | ChunkLikelihood | Uld | ProjectedKL, Field(discriminator="name")]
+MergeMethod = Annotated[
+    Linear | Slerp | MultiSlerp | Karcher | TaskArithmetic | Ties | Dare | Della | ModelStock | Varm | Sce | Passthrough,
+    Field(discriminator="name"),
+]
 
 
 @dataclass(frozen=True)
@@ -48,6 +64,7 @@ FAMILIES = tuple(
         ("align", AlignMethod, "What does a source say about each of the target's tokens?"),
         ("fuse", FuseMethod, "Which source's distribution teaches a token, or what blend of them?"),
         ("loss", LossMethod, "How far is the student from the fused distribution?"),
+        ("merge", MergeMethod, "How do several models of one architecture become one, weight by weight?"),
     )
 )
 
