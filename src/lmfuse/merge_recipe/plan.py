@@ -1,0 +1,161 @@
+"""From a merge recipe to the plan that the engine executes: only headers, configurations and tokenizers are read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lmfuse.bytes_turns import chat_template
+from lmfuse.errors import RecipeError, TokenizerError
+from lmfuse.folder_files import read_object
+from lmfuse.merge_recipe import MergeModel, MergeRecipe, takes_base
+from lmfuse.merge_recipe.layers import Origin, depths, origins
+from lmfuse.merge_recipe.values import method_at
+from lmfuse.model_files import ModelSpec
+from lmfuse.safetensors_header import TensorEntry
+from lmfuse.weights.check import COMPUTED, check_models, check_plan, is_vocabulary_tensor
+from lmfuse.weights.files import result_config
+from lmfuse.weights.plan import MergePlan, OpenedModel, OutputTensor, TensorRef, UnitedVocabulary, open_models
+from lmfuse.weights.read import DTYPES
+from lmfuse.weights.vocabulary import unite_vocabularies
+
+SPELLED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+def located(recipe: MergeRecipe, beside: Path) -> tuple[ModelSpec, ...]:
+    """Return what opens each model; a relative folder is one beside the recipe, where there is one."""
+    folders = [beside / each.model for each in recipe.models]
+    return tuple(
+        replace(each.spec, model=str(folder)) if folder.is_dir() else each.spec for each, folder in zip(recipe.models, folders, strict=True)
+    )
+
+
+def make_merge_plan(recipe: MergeRecipe, beside: Path, cache: Path | None = None, notes: Sequence[str] = ()) -> MergePlan:
+    """Check everything that can be checked before a byte is written, and resolve every tensor's method and numbers.
+
+    Args:
+        recipe: the merge.
+        beside: the recipe's folder.
+        cache: folder in which hashes of large files are remembered.
+        notes: on how the recipe was read, for card and terminal.
+
+    Raises:
+        RecipeError: the recipe asks for layers, numbers or a template that cannot be had.
+        ModelError: models that cannot be trusted, or are of different architectures; see ``open_models`` and ``check_models``.
+        TokenizerError: vocabularies that cannot be united.
+        ResourceError: the disk is full.
+    """
+    models = open_models([replace(spec, name=each.label) for spec, each in zip(located(recipe, beside), recipe.models, strict=True)], cache)
+    labels = recipe.labels
+    donor = labels.index(recipe.donor)
+    agreement = check_models(models, donor, layers_may_differ=bool(recipe.slices))
+    united = _vocabulary(recipe, models, donor)
+    names = {model.label: tuple(name for name in model.tensors if not COMPUTED.search(name)) for model in models}
+    tensors = tuple(_Tensors(recipe, models, united).outputs(names | {recipe.donor: agreement.names}))
+    config, warnings = _config(recipe, models[donor], united, tensors)
+    told = [f"{one} and {other} hold the same weights" for one, other in _same_twice(models)]
+    plan = MergePlan(
+        models=models,
+        tensors=tensors,
+        config=config,
+        tokenizer_from=united if united.added or any(united.row_maps) else united.ground,
+        notes=(*notes, *agreement.notes),
+        warnings=(*agreement.warnings, *warnings, *told),
+        recipe_text=_portable(recipe, models).to_yaml(),
+        base=None if recipe.base is None else labels.index(recipe.base),
+    )
+    check_plan(plan)
+    return plan
+
+
+def _vocabulary(recipe: MergeRecipe, models: Sequence[OpenedModel], donor: int) -> UnitedVocabulary:
+    named = recipe.tokenizer in recipe.labels and recipe.tokenizer not in ("base", "union")
+    united = unite_vocabularies(models, recipe.labels.index(str(recipe.tokenizer)) if named else donor, union=recipe.tokenizer == "union")
+    if recipe.chat_template == "auto":
+        _check_template(models, united.ground)
+    return united
+
+
+def _check_template(models: Sequence[OpenedModel], ground: int) -> None:
+    """Refuse a tokenizer whose chat template is not the one that most models have."""
+    found = []
+    for model in models:
+        config = read_object(model.folder.path, "tokenizer_config.json", TokenizerError) or {}
+        found.append(chat_template(model.folder.path, config).strip())
+    common = Counter(text for text in found if text).most_common(1)
+    if common and found[ground] != common[0][0]:
+        having = models[found.index(common[0][0])].label
+        raise RecipeError(
+            f"chat_template auto is that of {having}, the tokenizer comes from {models[ground].label}", f"set tokenizer: {having}"
+        )
+
+
+class _Tensors:
+    """The tensors of a result, one by one."""
+
+    def __init__(self, recipe: MergeRecipe, models: Sequence[OpenedModel], united: UnitedVocabulary) -> None:
+        self.recipe, self.models, self.united = recipe, models, united
+        self.index = {model.label: i for i, model in enumerate(models)}
+
+    def outputs(self, names: Mapping[str, tuple[str, ...]]) -> Iterator[OutputTensor]:
+        yield from (self._output(origin) for origin in origins(self.recipe, names))
+
+    def _output(self, origin: Origin) -> OutputTensor:
+        place, recipe = origin.place, self.recipe
+        sources = tuple(self._ref(label, place.names[label]) for label in recipe.sources_of(origin.part))
+        apart = takes_base(recipe.method) and recipe.base is not None and recipe.base in place.names
+        base = self._ref(str(recipe.base), place.names[str(recipe.base)]) if apart else None
+        entries = [self.models[ref.model].entry(ref.name) for ref in (*sources, *((base,) if base else ()))]
+        like = entries[0]
+        shape = (self.united.num_rows, *like.shape[1:]) if is_vocabulary_tensor(place.name) else like.shape
+        return OutputTensor(place.name, shape, self._dtype(entries), method_at(recipe, origin.part, place), sources, base)
+
+    def _ref(self, label: str, name: str) -> TensorRef:
+        index = self.index[label]
+        return TensorRef(index, name, self.united.row_maps[index] if is_vocabulary_tensor(name) else None)
+
+    def _dtype(self, entries: Sequence[TensorEntry]) -> str:
+        """Return the type of a result: the recipe's, or the narrowest that holds every value of its sources; integers keep theirs."""
+        kinds = {entry.dtype for entry in entries}
+        if not kinds <= DTYPES.keys():
+            return entries[0].dtype
+        return SPELLED[self.recipe.dtype] if self.recipe.dtype else kinds.pop() if len(kinds) == 1 else "F32"
+
+
+def _config(
+    recipe: MergeRecipe, donor: OpenedModel, united: UnitedVocabulary, tensors: Sequence[OutputTensor]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the result's configuration, and what in it may be wrong."""
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        if tensor.dtype in DTYPES:
+            sizes[tensor.dtype] += tensor.shape[0] if tensor.shape else 1
+    dtype = max(sizes, key=lambda name: (sizes[name], name), default="F32")
+    config = result_config(donor, dtype, num_rows=united.num_rows, num_layers=sum(part.num_layers for part in recipe.slices) or None)
+    if not recipe.slices:
+        return config, []
+    old, warnings = max(depths(donor.tensors).values()), []
+    inner = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+    for key, value in inner.items():
+        if "layer" in key and isinstance(value, list) and value:
+            if len(value) == old:
+                inner[key] = [value[layer] for part in recipe.slices for layer in range(*part.sources[0].layers)]
+            else:
+                warnings.append(f"config.json: {key} is {donor.label}'s and may name other layers now")
+    return config, warnings
+
+
+def _same_twice(models: Sequence[OpenedModel]) -> Iterator[tuple[str, str]]:
+    for i, one in enumerate(models):
+        yield from ((one.label, other.label) for other in models[i + 1 :] if one.key == other.key)
+
+
+def _portable(recipe: MergeRecipe, models: Sequence[OpenedModel]) -> MergeRecipe:
+    """Return the recipe without this machine's paths, with the commits that hub models stand at."""
+    named = [MergeModel(model=each.source, revision=each.revision or None, name=each.label) for each in models]
+    return recipe.model_copy(
+        update={"models": tuple(each.model_copy(update={"name": ""}) if each.model.split("/")[-1] == each.name else each for each in named)}
+    )

@@ -1,0 +1,1 @@
+"""Weights of several checkpoints, streamed from disk to disk through any merge method."""

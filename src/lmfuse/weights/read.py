@@ -1,0 +1,220 @@
+"""Weights read where they lie: files mapped into memory, some rows at a time, as float32, every value finite.
+
+Nothing here holds a tensor: pages are the system's to keep or to drop, and a reader's buffers are as large as one piece.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from lmfuse.errors import ModelError
+from lmfuse.merge.piece import Piece
+from lmfuse.weights.plan import MergePlan, OpenedModel, OutputTensor, TensorRef
+
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One tensor of one model, open.
+
+    Attributes:
+        label: of the model, for messages.
+        name: of the tensor, for messages.
+        model: index of the model.
+        data: its bytes in the file.
+        dtype: what they are.
+        rows: the row of this tensor for each row of the result, -1 for none; None where they are the same.
+        aligned: whether the bytes can be read in place; few files are written so that they cannot.
+    """
+
+    label: str
+    name: str
+    model: int
+    data: UInt8[Tensor, "B"]
+    dtype: torch.dtype
+    rows: Int[Tensor, "R"] | None
+    aligned: bool
+
+    def values(self, start: int, stop: int) -> Float[Tensor, "N"]:
+        """Return elements of the flattened tensor in the file's own type; usually a view of the file."""
+        taken = self.data[start * self.dtype.itemsize : stop * self.dtype.itemsize]
+        return (taken if self.aligned else taken.clone()).view(self.dtype)
+
+    def read(self, start: int, out: Float[Tensor, "N"], row: int) -> Bool[Tensor, "R"] | None:
+        """Fill ``out`` from element ``start`` of the result's tensor; return which of its rows this model has, None for all.
+
+        Rows that it lacks are left as they are.
+        """
+        if self.rows is None:
+            out.copy_(self.values(start, start + out.numel()))
+            return None
+        wanted = self.rows[start // row : (start + out.numel()) // row]
+        has = wanted >= 0
+        table, filled = self.values(0, len(self.data) // self.dtype.itemsize).view(-1, row), out.view(-1, row)
+        filled[has] = table.index_select(0, wanted[has]).float()
+        return None if bool(has.all()) else has
+
+
+@dataclass(frozen=True)
+class OpenTensor:
+    """One tensor of the result with everything that it is made of, open.
+
+    Attributes:
+        output: what the plan says of it.
+        sources: in the plan's order.
+        base: the base's tensor, if there is one.
+    """
+
+    output: OutputTensor
+    sources: tuple[Column, ...]
+    base: Column | None
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """Return the sources, then the base if there is one."""
+        return self.sources if self.base is None else (*self.sources, self.base)
+
+
+class OpenFiles:
+    """The weight files of some models, mapped into memory."""
+
+    def __init__(self, models: Sequence[OpenedModel]) -> None:
+        self._models = models
+        self._bytes: dict[Path, UInt8[Tensor, B]] = {}
+        self._states: dict[Path, tuple[int, int]] = {}
+
+    def _open(self, path: Path) -> UInt8[Tensor, B]:
+        if path not in self._bytes:
+            with path.open("rb") as file, warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="The given buffer is not writable")  # nobody writes to it
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._bytes[path] = torch.frombuffer(mapped, dtype=torch.uint8)
+                self._states[path] = _state(path)
+        return self._bytes[path]
+
+    def data(self, model: int, name: str) -> UInt8[Tensor, B]:
+        """Return the bytes of a tensor."""
+        path, entry = self._models[model].tensors[name]
+        return self._open(path)[entry.start : entry.stop]
+
+    def tensor(self, output: OutputTensor) -> OpenTensor:
+        """Open what a tensor of the result is made of."""
+        sources = tuple(self._column(ref) for ref in output.sources)
+        return OpenTensor(output, sources, self._column(output.base) if output.base else None)
+
+    def _column(self, ref: TensorRef) -> Column:
+        entry = self._models[ref.model].entry(ref.name)
+        dtype = DTYPES[entry.dtype]
+        rows = None if ref.rows is None else torch.tensor(ref.rows, dtype=torch.int64)
+        aligned = entry.start % dtype.itemsize == 0
+        return Column(self._models[ref.model].label, ref.name, ref.model, self.data(ref.model, ref.name), dtype, rows, aligned)
+
+    def refuse_changed(self) -> None:
+        """Raise ModelError if a file was written to since it was opened."""
+        for path, state in self._states.items():
+            if _state(path) != state:
+                raise ModelError(f"{path} was changed while it was read", "let nothing write to the models, and merge again")
+
+
+def _state(path: Path) -> tuple[int, int]:
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns
+
+
+class Reader:
+    """What one thread reads with: a buffer that every piece is read into, so that it is touched again while it is warm.
+
+    A piece is valid until the next one is read.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0)
+
+    def piece(self, tensor: OpenTensor, start: int, stop: int) -> Piece:
+        """Read elements ``start:stop`` of the flattened tensor of every model; rows that a model lacks are filled in."""
+        columns, length = tensor.columns, stop - start
+        if self._buffer.numel() < len(columns) * length:
+            self._buffer = torch.empty(len(columns) * length)
+        rows = self._buffer[: len(columns) * length].view(len(columns), length)
+        row = math.prod(tensor.output.shape[1:])
+        has = [column.read(start, out, row) for column, out in zip(columns, rows, strict=True)]
+        if any(each is not None for each in has):
+            _fill(rows.view(len(columns), -1, row), has, has_base=tensor.base is not None)
+        count = len(tensor.sources)
+        return Piece(tensor.output.name, start, tensor.output.shape, rows[:count], rows[count] if tensor.base else None)
+
+
+def _fill(rows: Float[Tensor, "C R D"], has: Sequence[Bool[Tensor, "R"] | None], *, has_base: bool) -> None:
+    """Fill the rows that a model lacks, in place: with the base's, else the mean of those sources that have it, else zeros."""
+    known = torch.stack([torch.ones(rows.shape[1], dtype=torch.bool) if each is None else each for each in has])
+    count = len(rows) - has_base
+    having = known[:count].sum(0)
+    rows[~known] = 0
+    mean = rows[:count].sum(0) / having.clamp(min=1).unsqueeze(1)
+    if has_base:
+        rows[count] = torch.where(known[count].unsqueeze(1), rows[count], mean)
+        mean = rows[count]
+    rows[:count] = torch.where(known[:count].unsqueeze(2), rows[:count], mean)
+
+
+def refuse_non_finite(piece: Piece, columns: Sequence[Column]) -> None:
+    """Raise ModelError, which names model, tensor and element, if a piece holds a value that is not finite.
+
+    A sum over the piece is not finite then; that a sum of finite values overflows is possible too, so that only each value convicts.
+    """
+    everything = [piece.sources] if piece.base is None else [piece.sources, piece.base]
+    if all(math.isfinite(float(part.sum())) for part in everything):
+        return
+    for column, values in zip(columns, [row for part in everything for row in part.view(-1, len(piece))], strict=True):
+        bad = (~torch.isfinite(values)).nonzero()
+        if len(bad):
+            first = int(bad[0])
+            place = place_of(piece.start + first, piece.shape)
+            raise ModelError(
+                f"{column.label}: tensor {column.name} holds {float(values[first])} at element {place}",
+                "the weights are damaged: fetch them again",
+            )
+
+
+def place_of(index: int, shape: tuple[int, ...]) -> str:
+    """Return the index of an element of the flattened tensor as people write it."""
+    place: list[int] = []
+    for size in reversed(shape):
+        index, rest = divmod(index, size)
+        place.insert(0, rest)
+    return f"[{', '.join(map(str, place))}]"
+
+
+def read_ahead(plan: MergePlan, output: OutputTensor) -> None:
+    """Ask the system to begin reading what a tensor of the result is made of, if it can be asked."""
+    for ref in output.refs:
+        path, entry = plan.models[ref.model].tensors[ref.name]
+        with suppress(OSError, AttributeError):  # advice only; other systems have none
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.posix_fadvise(handle, entry.start, entry.stop - entry.start, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(handle)
+
+
+def in_file_order(plan: MergePlan) -> list[OutputTensor]:
+    """Return the tensors of the result as the first source of each lies on disk, so that files are read from front to back."""
+
+    def place(output: OutputTensor) -> tuple[int, str, int, str]:
+        ref = output.sources[0]
+        path, entry = plan.models[ref.model].tensors[ref.name]
+        return ref.model, path.name, entry.start, output.name
+
+    return sorted(plan.tensors, key=place)
