@@ -12,6 +12,8 @@ METHODS = ("align", "fuse", "losses", "merge", "decode", "evolve")
 GROUND = ("errors", "types", "__init__")
 EDGE = (
     "catalogue",
+    "answers",
+    "arms",
     "recipe",
     "pipeline",
     "cli",
@@ -28,6 +30,8 @@ EDGE = (
     "release",
     "stages",
     "inputs",
+    "merge_recipe",
+    "mergekit_yaml",
 )
 IMPURE = {"transformers", "datasets", "tokenizers", "pathlib", "logging", "os", "accelerate", "safetensors", "huggingface_hub"}
 FILES = sorted(PACKAGE.rglob("*.py"))

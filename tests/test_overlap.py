@@ -16,6 +16,7 @@ from lmfuse.errors import TextError
 from lmfuse.overlap import find_overlap, refuse_overlap
 from lmfuse.text import TextSpec, read_documents
 from lmfuse.types import Document
+from tests.chat_templates import talk
 from tests.fakes import shared
 
 WORDS = ["alpha", "Beta", "gamma", "a1", "x", "zürich", "東京"]
@@ -159,3 +160,30 @@ def test_public_corpora_do_not_overlap_and_a_leak_is_found():
     assert find_overlap(train, test) == []
     leaked = [o.evaluation for o in find_overlap([*train, *test[5:8]], test)]
     assert leaked == [document.origin for document in test[5:8]]
+
+
+# ------------------------------------------------------------------------------------------------------------ conversations
+
+LONG_QUESTION = "please tell me how many apples there are when Anna has twelve and buys seven more of them today"
+LONG_ANSWER = "twelve apples and seven apples make nineteen apples in all so Anna has nineteen apples when she comes home"
+
+
+def shares(train: Document, evaluation: Document) -> list[float]:
+    return [found.share for found in find_overlap([train], [evaluation], threshold=0.01)]
+
+
+@pytest.mark.parametrize(
+    ("known", "asked", "expected"),
+    [
+        (talk(LONG_QUESTION, "nineteen"), talk(LONG_QUESTION, LONG_ANSWER), [1.0]),  # a known question with another answer
+        (talk("how many?", LONG_ANSWER), talk(LONG_QUESTION, LONG_ANSWER), [1.0]),  # a known answer
+        (Document.plain(LONG_QUESTION), talk(LONG_QUESTION, LONG_ANSWER), [1.0]),  # as plain text, too
+        (talk(LONG_QUESTION, LONG_ANSWER), Document.plain(LONG_ANSWER), [1.0]),
+        (talk("hi", "nineteen", system=LONG_ANSWER), talk(LONG_QUESTION, "x", system=LONG_ANSWER), []),  # all have the same system message
+        (talk("go on", "a b c"), talk("go on", "d e f"), []),  # short questions are everybody's
+        (talk("x", "yes"), talk("y", "yes"), []),
+        (talk("go on", "a b c", system="s"), talk("go on", "a b c", system="t"), [1.0]),
+    ],
+)
+def test_questions_and_answers_of_conversations(known, asked, expected):
+    assert shares(known, asked) == expected

@@ -2,8 +2,9 @@ import copy
 
 import pytest
 
+from lmfuse.arms import PAPER
 from lmfuse.errors import RecipeError
-from lmfuse.recipe import PAPER, load_recipe, model_specs, parse_recipe, recipe_schema
+from lmfuse.recipe import load_recipe, model_specs, parse_recipe, recipe_schema
 from lmfuse.yaml_strict import load_yaml
 from tests import runs
 

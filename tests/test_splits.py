@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lmfuse.errors import TextError
 from lmfuse.splits import deduplicate, split_held_out
 from lmfuse.types import Document
+from tests.chat_templates import talk
 
 
 def corpus(**sizes: int) -> list[Document]:
@@ -68,3 +69,12 @@ def test_deduplicate_keeps_the_first():
     assert deduplicate(iter(documents)) == (documents[:3], 3)
     assert deduplicate([]) == ([], 0)
     assert deduplicate(random.Random(0).sample(corpus(code=9), 9))[1] == 0
+
+
+def test_conversations_that_begin_with_the_same_question_stay_together():
+    talks = [talk(f"question {n % 10}", f"answer {n}", "and?", f"more {n}", system=f"system {n}") for n in range(60)]
+    kept, held_out = split_held_out(talks, 0.3, seed=3)
+    sides = [{document.segments[1].text for document in side} for side in (kept, held_out)]
+    assert (len(sides[0]), len(sides[1])) == (7, 3)
+    assert not sides[0] & sides[1]
+    assert len(kept) + len(held_out) == 60

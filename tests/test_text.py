@@ -309,8 +309,9 @@ def test_options_that_do_not_fit_the_file(tmp_path):
     (tmp_path / "a.json").write_text("[]")
     write_lines(tmp_path / "a.jsonl", [{"text": "x"}])
     fails(tmp_path, "plain text has no fields", path="a.txt", text="{question}")
-    fails(tmp_path, r"a \.json file is one value", path="a.json")
+    fails(tmp_path, r"a\.json: no document is left", path="a.json")
     fails(tmp_path, "a separator splits plain text", path="a.jsonl", separator="\n\n")
+    fails(tmp_path, "a separator splits plain text", path="a.json", separator="\n\n")
 
 
 @pytest.mark.parametrize(
@@ -339,6 +340,14 @@ def test_options_that_do_not_fit_the_file(tmp_path):
 def test_impossible_specifications_are_refused(spec, message):
     with pytest.raises(ValidationError, match=message):
         TextSpec(domain="d", **spec)
+
+
+def test_a_json_list_of_texts_is_read_like_lines(tmp_path):
+    (tmp_path / "a.json").write_text('[{"q": "1+1?", "a": "2"}, {"q": "b", "a": ""}]')
+    assert read(tmp_path, path="a.json", text="{q} {a}") == [("1+1? 2", "a.json:1"), ("b ", "a.json:2")]
+    (tmp_path / "b.txt").write_text('[{"text": "x"}]')
+    assert texts(tmp_path, path="b.txt", format="json") == ["x"]
+    fails(tmp_path, r"a\.json, record 1: field unknown 'text'", path="a.json")
 
 
 def test_double_braces_are_braces():

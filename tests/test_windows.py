@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from lmfuse import windows
 from lmfuse.bytes import ByteTokenizer
-from lmfuse.errors import TextError
+from lmfuse.conversation_windows import beginning
+from lmfuse.errors import InputError, TextError, TokenizerError
 from lmfuse.text import TextSpec, read_documents
 from lmfuse.types import Document, Segment
-from lmfuse.windows import best_cut, fit_windows, joins
+from lmfuse.windows import best_cut, fit_windows, joins, origin_of
+from tests.chat_templates import load, talk
 from tests.fakes import KINDS, TEXT, byte_bpe, shared
 
 TOKENIZERS = {name: ByteTokenizer.from_tokenizer(make(), unk="[UNK]" if name == "wordpiece" else None) for name, make in KINDS.items()}
@@ -221,12 +223,79 @@ def test_windows_too_small_for_anything_are_refused():
         cut("\U00012345" * 5, 4)  # start token and four bytes
 
 
-def test_conversations_are_refused():
-    talk = Document((Segment("hi", "user", trained=False), Segment("hello", "assistant")), origin="talk.jsonl:3")
-    with pytest.raises(TextError, match=r"talk\.jsonl:3: conversations cannot be cut"):
-        fit_windows([talk], [TOKENIZERS["byte_bpe"]], [16])
+def test_a_text_in_several_segments_is_refused():
+    with pytest.raises(TextError, match=r"a\.txt: 2 segments, expected one"):
+        fit_windows([Document((Segment("a"), Segment("b")), origin="a.txt")], [TOKENIZERS["byte_bpe"]], [16])
 
 
 def test_one_limit_for_each_tokenizer():
     with pytest.raises(ValueError, match="1 tokenizers, 2 limits"):
         fit_windows([], [ByteTokenizer.from_tokenizer(byte_bpe())], [16, 16])
+
+
+# ------------------------------------------------------------------------------------------------------------ conversations
+
+
+@pytest.fixture(scope="module")
+def readers(tmp_path_factory: pytest.TempPathFactory) -> list[ByteTokenizer]:
+    folder = tmp_path_factory.mktemp("readers")
+    return [load(folder / family, KINDS[kind](), family) for family, kind in (("chatml", "byte_bpe"), ("gemma", "metaspace_bpe"))]
+
+
+LONG = talk("the dog", "sleeps", "the quick", "brown fox jumps", "over", "the lazy dog, and the dog sleeps on.")
+
+
+def fitted(document: Document, readers: list[ByteTokenizer], limits: list[int]):
+    found = fit_windows([document], readers, limits)
+    return found.documents, {name.removeprefix("conversations_"): n for name, n in found.counters.items() if "conversations" in name}, found
+
+
+def test_a_conversation_keeps_its_longest_beginning_that_fits_by_hand(readers):
+    whole, second, first = (num_tokens(readers[0], beginning(LONG, n)) for n in (3, 2, 1))
+    assert whole > second > first
+    nothing = {"shortened": 0, "left_out": 0, "unfit": 0}
+    for limit, answers in ((whole, 3), (whole - 1, 2), (second, 2), (second - 1, 1), (first, 1)):
+        documents, counters, _ = fitted(LONG, readers[:1], [limit])
+        assert documents == [beginning(LONG, answers)]
+        assert counters == nothing | {"shortened": int(answers < 3)}
+    documents, counters, found = fitted(LONG, readers[:1], [first - 1])
+    assert documents == []
+    assert counters == nothing | {"left_out": 1}
+    assert found.left_out == (f"talk.json:1: its first exchange has {first} tokens of chatml, at most {first - 1} fit",)
+    assert fitted(LONG, readers[:1], [9])[2].left_out[0].endswith(" tokens of chatml, at most 9 fit")
+
+
+@settings(max_examples=40, deadline=None)
+@given(limits=st.tuples(st.integers(30, 200), st.integers(30, 200)))
+def test_what_is_kept_fits_every_model_and_one_exchange_more_does_not(readers, limits):
+    documents, _, _ = fitted(LONG, readers, list(limits))
+    kept = sum(segment.trained for segment in documents[0].segments) if documents else 0
+    fits = [all(num_tokens(r, beginning(LONG, n)) <= limit for r, limit in zip(readers, limits, strict=True)) for n in (1, 2, 3)]
+    assert kept == max((n for n in (1, 2, 3) if fits[n - 1]), default=0)
+    assert documents == ([beginning(LONG, kept)] if kept else [])
+
+
+def test_conversations_and_texts_keep_their_order(readers):
+    plain = Document.plain(" ".join(TEXT), origin="a.txt")
+    short = talk("a", "b", origin="t:2")
+    found = fit_windows([short, plain, LONG, short], readers, [100, 200])
+    origins = [origin_of(window) for window in found.documents]
+    assert origins == ["t:2", *["a.txt"] * (len(origins) - 3), "talk.json:1", "t:2"]
+    assert b"".join(w.trained_bytes for w in found.documents if not w.is_conversation) == plain.trained_bytes
+    assert found.counters["documents_cut"] == 1
+    assert "conversations_unfit" not in fit_windows([plain], readers, [100, 200]).counters
+
+
+def test_what_a_template_cannot_express_stops_or_is_left_out_by_name(readers):
+    system = talk("a", "b", system="c", origin="t:7")
+    with pytest.raises(InputError, match="model gemma's chat template cannot express conversation t:7: System role not supported"):
+        fit_windows([LONG, system], readers, [512, 512])
+    found = fit_windows([LONG, system], readers, [512, 512], unfit="leave_out")
+    assert found.documents == [LONG]
+    assert found.counters["conversations_unfit"] == 1
+    assert found.left_out == ("t:7: gemma's chat template cannot express it: System role not supported",)
+
+
+def test_conversations_need_a_chat_template():
+    with pytest.raises(TokenizerError, match="without a chat template"):
+        fit_windows([LONG], [TOKENIZERS["byte_bpe"]], [512])

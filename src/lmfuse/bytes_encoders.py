@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, pre_tokenizers
@@ -20,11 +20,18 @@ from lmfuse.errors import TokenizerError
 DROPPING_SPACE = frozenset({"WhitespaceSplit", "Strip", "Prepend"})
 
 
-def text_encoder(given: Given, silent: frozenset[str]) -> Tokenizer:
-    """Return the tokenizer that encodes plain texts; ``silent`` are the strings of the tokens that carry no bytes."""
+def text_encoder(given: Given, silent: frozenset[str], more: Sequence[AddedToken] = ()) -> Tokenizer:
+    """Return the tokenizer that encodes plain texts.
+
+    Args:
+        given: the tokenizer.
+        silent: the strings of the tokens that carry no bytes.
+        more: further tokens, which get the ids behind all others.
+    """
     encoder = _same_ids(given, silent)
     encoder.normalizer, encoder.pre_tokenizer = given.tokenizer.normalizer, given.tokenizer.pre_tokenizer
     _guard(encoder, given, silent)
+    encoder.add_tokens(list(more))
     return encoder
 
 

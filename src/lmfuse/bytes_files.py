@@ -17,6 +17,7 @@ from lmfuse.errors import TokenizerError
 from lmfuse.folder_files import once, parse_object, read_object, read_text
 
 NAMED = ("bos", "eos", "pad", "unk")
+GAVE_UP = ("tokenizer: the tokenizers library gave up on a text", "use a model whose tokenizer has a well-known pattern")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 FIELDS = (  # what the library says when it refuses a file, and where the fault lies
     ("out of vocabulary", "model.merges: "),

@@ -14,10 +14,11 @@ from tokenizers import AddedToken, Tokenizer
 from lmfuse.bytes_files import one_line
 from lmfuse.bytes_spelling import BYTE_TOKEN, Node, Spelling, byte_alphabet, read_spelling, walk
 from lmfuse.errors import TokenizerError
-from lmfuse.types import Vocabulary
+from lmfuse.types import END_OF_TURN, Vocabulary
 
 MARKUP = re.compile(r"[<\[{|].*[>\]}|]", re.DOTALL)  # what control tokens look like; "!" as padding token is still text
 END_OF_TEXT = "<|endoftext|>"
+NEEDED = ("start", "bos", "eos", "unk")
 UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1} - set(range(0xF5, 0x100))  # what valid text can contain
 
 
@@ -142,7 +143,9 @@ def control_strings(given: Given, named: set[str]) -> frozenset[str]:
     return frozenset(special) - {text for text, ids in zip(plain, written, strict=True) if given.own[text] in ids}
 
 
-def read_vocabulary(given: Given, silent: frozenset[str], control: Mapping[str, int], without: tuple[str, ...] = ()) -> Vocabulary:
+def read_vocabulary(
+    given: Given, silent: frozenset[str], control: Mapping[str, int], without: tuple[str, ...] = (), *, speaks: bool = False
+) -> Vocabulary:
     """Return what every id writes.
 
     Args:
@@ -150,6 +153,7 @@ def read_vocabulary(given: Given, silent: frozenset[str], control: Mapping[str, 
         silent: strings of the tokens that carry no bytes.
         control: ids by class, for the vocabulary.
         without: tokens that get no id (see ``left_out``).
+        speaks: whether conversations are read: the token that ends a turn then writes ``END_OF_TURN``, and no other token does.
 
     Raises:
         TokenizerError: no token writes anything.
@@ -165,20 +169,27 @@ def read_vocabulary(given: Given, silent: frozenset[str], control: Mapping[str, 
         spelled[i] = text
         if text not in silent:
             tokens[i] = read(text) if spells_added or text in given.own else text.encode()
+    if speaks:
+        tokens = [b"" if END_OF_TURN in written else written for written in tokens]
+        if control.get("end_of_turn", size) < size:
+            tokens[control["end_of_turn"]] = END_OF_TURN
     if not any(tokens):
         raise TokenizerError(f"tokenizer: none of its {len(ids)} tokens writes text: all are control tokens", "use another model")
     return Vocabulary.from_tokens(tokens, strings=spelled, control={name: i for name, i in control.items() if i < size})
 
 
-def left_out(given: Given, silent: frozenset[str], control: Mapping[str, int], rows: int | None) -> tuple[str, ...]:
+def left_out(
+    given: Given, silent: frozenset[str], control: Mapping[str, int], rows: int | None, more: tuple[str, ...] = ()
+) -> tuple[str, ...]:
     """Return the tokens that are left out because the model has no row for them.
 
     Some published models have control tokens (padding, an image's place) beyond the rows of their embedding. That does no harm where no
     text is ever encoded to them and nothing needs them: all tokens from ``rows`` on are left out if each is a control token, and none
-    begins or ends a text or stands for what is unknown. Else none is, and the vocabulary is larger than the model: an error.
+    begins or ends a text or stands for what is unknown (or is of a class in ``more``). Else none is, and the vocabulary is larger than
+    the model: an error.
     """
     if rows is None:
         return ()
     outside = {i: text for text, i in [*given.own.items(), *((token.content, i) for i, token in given.added.items())] if i >= rows}
-    needed = {control[name] for name in ("start", "bos", "eos", "unk") if name in control}
+    needed = {control[name] for name in (*NEEDED, *more) if name in control}
     return () if needed & outside.keys() or not silent.issuperset(outside.values()) else tuple(outside[i] for i in sorted(outside))

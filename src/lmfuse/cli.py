@@ -113,6 +113,48 @@ def train(
 
 
 @app.command()
+def answer(
+    model: Annotated[str, typer.Argument(help="A chat model: folder or hub name.", show_default=False)],
+    questions: Annotated[Path, typer.Argument(help='JSON lines: {"turns": [...]} or {"question": ...}.', show_default=False)],
+    out: Annotated[Path, typer.Option(help="The file of conversations to write.", show_default=False)],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of one answer; one that is longer is cut, and is then context only.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0, help="0: the likeliest token each time.")] = 0.0,
+    batch_prompts: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    chat_template: Annotated[str, typer.Option(help="own, openchat, or the path of a jinja file.")] = "own",
+) -> None:
+    """Let a chat model answer questions, as conversations to train on or to measure with. Running it again continues."""
+    from lmfuse import answers
+    from lmfuse.models import ModelSpec
+
+    settings = answers.Answering(max_new_tokens, temperature, batch_prompts, seed)
+    answers.answer_file(ModelSpec(model, chat_template=chat_template), questions, settings, out)
+
+
+@app.command()
+def merge(
+    recipe: Annotated[str, typer.Argument(help="A recipe (a YAML file, ours or mergekit's), or a method's name.", show_default=False)],
+    out: Annotated[Optional[Path], typer.Argument(help="Folder of the merged model.", show_default=False)] = None,  # noqa: UP045
+    model: Annotated[Optional[list[str]], typer.Option(help="With a method's name: a model; once for each.", show_default=False)] = None,  # noqa: UP045
+    base: Annotated[Optional[str], typer.Option(help="With a method's name: the base model.", show_default=False)] = None,  # noqa: UP045
+    settings: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--set", help="With a method's name: a parameter of it, dtype or tokenizer, as density=0.5.", show_default=False),
+    ] = None,
+    check: Annotated[bool, typer.Option("--plan", help="Check everything, say what would be merged, and stop.")] = False,
+    to_mergekit: Annotated[Optional[Path], typer.Option(help="Write the recipe as a file for mergekit.", show_default=False)] = None,  # noqa: UP045
+    threads: Annotated[Optional[int], typer.Option(min=1, help="How many; default: one for each core.", show_default=False)] = None,  # noqa: UP045
+    cache: CacheOption = None,
+) -> None:
+    """Merge the weights of several models of one architecture into one model, tensor by tensor from disk to disk."""
+    from lmfuse.merge_recipe import command as merge_command
+    from lmfuse.workspace import cache_folder
+
+    short = merge_command.Short(tuple(model or ()), base, tuple(settings or ()))
+    merge_command.merge(recipe, out, short, cache=cache_folder(cache), threads=threads, to_mergekit=to_mergekit, plan_only=check)
+
+
+@app.command()
 def evaluate(
     models: Annotated[list[str], typer.Argument(help="Models: folders or hub names. Each is compared with the first.", show_default=False)],
     text: Annotated[list[Path], typer.Option(help="Text files (.txt, .jsonl, .parquet); each is a domain.", show_default=False)],

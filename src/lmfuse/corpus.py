@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from lmfuse.overlap import refuse_overlap
 from lmfuse.recipe import Text
 from lmfuse.splits import deduplicate, split_held_out
 from lmfuse.text import TextSpec, read_documents
-from lmfuse.types import Document
+from lmfuse.types import Document, UnfitRule
 from lmfuse.windows import fit_windows, origin_of
 
 SPLITS = ("train", "held_out", "evaluation")
@@ -23,10 +23,11 @@ SPLITS = ("train", "held_out", "evaluation")
 
 @dataclass(frozen=True)
 class Corpus:
-    """Windows by split, and what was dropped on the way."""
+    """Windows by split, and what was dropped on the way: how often, and of conversations by name."""
 
     splits: Mapping[str, tuple[Document, ...]]
     counters: Mapping[str, int]
+    left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def key(self, split: str) -> str:
         """Return the identity of a split: its windows, in order, and the domains they count for."""
@@ -42,32 +43,38 @@ class Corpus:
         return sorted({document.domain for document in self.splits[split]})
 
 
-def _read(specs: Sequence[TextSpec], base: Path, counters: Counter[str]) -> list[Document]:
+def _read(specs: Sequence[TextSpec], base: Path, counters: Counter[str], unfit: UnfitRule) -> list[Document]:
     documents: list[Document] = []
     for spec in specs:
         counted: dict[str, int] = {}
-        documents += read_documents(spec, base, counters=counted)
+        documents += read_documents(spec, base, counters=counted, unfit=unfit)
         counters.update(counted)
     return documents
 
 
 def prepare_corpus(text: Text, base: Path, tokenizers: Sequence[ByteTokenizer], contexts: Sequence[int]) -> Corpus:
-    """Read all text of a recipe and cut it into windows of at most ``text.window_tokens`` tokens of every tokenizer.
+    """Read all text of a recipe and cut it into windows of at most ``text.window_tokens`` tokens of every tokenizer, or of the first alone.
 
     Raises:
         TextError: missing or malformed files; overlap between training and evaluation text; nothing left in a split.
+        InputError: a chat template cannot express a conversation, unless ``text.unfit_conversations`` leaves such ones out.
+        TokenizerError: there are conversations, and a tokenizer has no chat template.
     """
     read: dict[str, Counter[str]] = {"train": Counter(), "evaluation": Counter()}
-    train, dropped = deduplicate(_read(text.train, base, read["train"]))
-    evaluation = _read(text.evaluation, base, read["evaluation"])
+    unfit = text.unfit_conversations
+    train, dropped = deduplicate(_read(text.train, base, read["train"], unfit))
+    evaluation = _read(text.evaluation, base, read["evaluation"], unfit)
     refuse_overlap(train, evaluation, max_share=text.max_overlap)
     kept, held_out = split_held_out(train, text.held_out, seed=text.seed)
-    limits = [min(text.window_tokens, context) for context in contexts]
+    counts = [place == 0 or text.windows_by == "all" for place in range(len(contexts))]
+    limits = [min(text.window_tokens, context) if count else context for context, count in zip(contexts, counts, strict=True)]
     splits: dict[str, tuple[Document, ...]] = {}
     counters = {f"{side}_documents_{name}": count for side, found in read.items() for name, count in found.items()}
     counters["train_documents_duplicate"] = dropped
+    left_out: dict[str, tuple[str, ...]] = {}
     for split, documents in zip(SPLITS, (kept, held_out, evaluation), strict=True):
-        windows = fit_windows(documents, tokenizers, limits)
+        windows = fit_windows(documents, tokenizers, limits, unfit=unfit)
+        left_out |= {split: windows.left_out} if windows.left_out else {}
         unique, twice = deduplicate(windows.documents)
         splits[split] = tuple(unique)
         counters |= {f"{split}_{name}": count for name, count in windows.counters.items()} | {f"{split}_duplicate_windows": twice}
@@ -79,4 +86,4 @@ def prepare_corpus(text: Text, base: Path, tokenizers: Sequence[ByteTokenizer], 
             f"text: no held-out training text in the evaluated domain {sorted(missing)[0]!r}",
             hint="give every evaluated domain training text of at least two documents, or raise text.held_out",
         )
-    return Corpus(splits, counters)
+    return Corpus(splits, counters, left_out)

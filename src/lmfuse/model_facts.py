@@ -78,7 +78,7 @@ def inspect_with_tokenizer(spec: ModelSpec, cache: Path | None = None) -> tuple[
     checked = look_at(spec)
     config = load_config(checked).get_text_config(decoder=True)
     check_embedding(checked, config.vocab_size)
-    tokenizer = ByteTokenizer.load(checked.path, spec.document_start, config.vocab_size)
+    tokenizer = load_bytes(checked.path, spec, config.vocab_size)
     check_vocabulary(checked.path, tokenizer.vocabulary, config.vocab_size)
     entries = [entry for header in checked.headers.values() for entry in header.tensors.values()]
     numbers: Counter[str] = Counter()
@@ -100,6 +100,16 @@ def inspect_with_tokenizer(spec: ModelSpec, cache: Path | None = None) -> tuple[
         key=content_key([model_key(checked, cache), tokenizer.key]),
     )
     return facts, tokenizer
+
+
+def load_bytes(folder: Path, spec: ModelSpec, rows: int | None) -> ByteTokenizer:
+    """Return the tokenizer of a model's folder as bytes, with the chat template that its specification names.
+
+    Raises:
+        TokenizerError: it cannot be read as bytes.
+        InputError: there is no such chat template, or it is at fault.
+    """
+    return ByteTokenizer.load(folder, spec.document_start, rows, chat_template=spec.chat_template, model=spec.label)
 
 
 def load_config(checked: ModelFolder) -> Any:

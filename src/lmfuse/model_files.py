@@ -32,6 +32,8 @@ class ModelSpec:
         revision: a branch, tag or commit on the hub.
         dtype: the type of the weights in memory.
         document_start: what stands before a plain text: ``auto``, or a token as the tokenizer spells it.
+        chat_template: how it reads conversations: ``none`` (it does not), ``own``, ``openchat`` (FuseChat's one for all) or the path of a
+            jinja file. In a recipe ``text.chat_template`` is for all models that do not name theirs.
         name: how reports call it; by default the last part of ``model``.
     """
 
@@ -39,6 +41,7 @@ class ModelSpec:
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     document_start: str = "auto"
+    chat_template: str = "none"
     name: str = ""
 
     @property

@@ -18,7 +18,7 @@ from lmfuse.errors import InputError, LmfuseError, ModelError, ResourceError
 from lmfuse.losses.head import Head
 from lmfuse.memory import available_memory, is_out_of_memory, out_of_memory_is_an_error
 from lmfuse.model_facts import ModelFacts as ModelFacts
-from lmfuse.model_facts import check_embedding, check_vocabulary, context_of, load_config, model_key, rows_of
+from lmfuse.model_facts import check_embedding, check_vocabulary, context_of, load_bytes, load_config, model_key, rows_of
 from lmfuse.model_facts import inspect_model as inspect_model
 from lmfuse.model_facts import inspect_with_tokenizer as inspect_with_tokenizer
 from lmfuse.model_files import ModelFolder, check_folder, local_folder
@@ -75,10 +75,11 @@ def load_tokenizer(spec: ModelSpec) -> ByteTokenizer:
     Raises:
         ModelError: there is no such folder or hub name, or its config.json cannot be used, or the tokenizer has ids without a row.
         TokenizerError: the tokenizer cannot be read as bytes.
+        InputError: there is no such chat template, or it is at fault.
     """
     folder = local_folder(spec, weights=False)
     rows = rows_of(folder)
-    tokenizer = ByteTokenizer.load(folder, spec.document_start, rows)
+    tokenizer = load_bytes(folder, spec, rows)
     if rows is not None:
         check_vocabulary(folder, tokenizer.vocabulary, rows)
     return tokenizer
@@ -91,14 +92,14 @@ def load_model(spec: ModelSpec, device: str | torch.device = "cpu") -> LanguageM
         ModelError: see ``check_folder`` and ``wrap_module``; or weights are missing, unexpected, misshapen or not finite.
         TokenizerError: the tokenizer cannot be read as bytes.
         ResourceError: memory does not suffice.
-        InputError: there is no such device.
+        InputError: there is no such device, or no such chat template.
     """
     place = checked_device(device)
     checked = check_folder(local_folder(spec))
     config = load_config(checked)
     rows = config.get_text_config(decoder=True).vocab_size
     check_embedding(checked, rows)
-    tokenizer = ByteTokenizer.load(checked.path, spec.document_start, rows)
+    tokenizer = load_bytes(checked.path, spec, rows)
     check_vocabulary(checked.path, tokenizer.vocabulary, rows)
     _refuse_too_large(checked, spec)
     with out_of_memory_is_an_error(f"loading {checked.path} as {spec.dtype} on {place}"):
@@ -173,6 +174,11 @@ def _quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+def pick_device(wanted: str) -> str:
+    """Return ``cuda`` or ``cpu`` for ``auto``, else what was asked for."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 
 def checked_device(device: str | torch.device) -> torch.device:

@@ -1,8 +1,10 @@
 """Evaluation text that also stands in the training text, found by long shared spans.
 
 A span is 13 words in a row, case and punctuation aside, as in the contamination analysis of GPT-3 (arXiv:2005.14165, appendix C) and in
-lm-evaluation-harness. Words and spans are hashed to 64 bits in numpy (a polynomial modulo 2**64, mixed), the evaluation text's spans are
-looked up for every span of the training text, in batches: memory depends on the evaluation text, not on the training text.
+lm-evaluation-harness. A conversation is looked for whole, but for its system message, and once more by its answers and by its questions
+alone; the largest share counts, so that a known question with another answer is found, too. Words and spans are hashed to 64 bits in numpy
+(a polynomial modulo 2**64, mixed), the evaluation text's spans are looked up for every span of the training text, in batches: memory
+depends on the evaluation text, not on the training text.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int, UInt64
+from jaxtyping import Int, UInt8, UInt64
 
 from lmfuse.errors import TextError
 from lmfuse.types import Document
@@ -56,24 +58,41 @@ def find_overlap(train: Sequence[Document], evaluation: Sequence[Document], *, t
     """Return the evaluation documents of which at least ``threshold`` of the spans of ``words`` words stand in the training text.
 
     A document of fewer words is one span: it overlaps with a training document that has the same words and no other. Equal documents
-    always overlap; a share of 0 never does.
+    always overlap; a share of 0 never does. The questions and the answers of a conversation count by themselves from ``words`` words on.
     """
-    spans = list(_batches(evaluation, words))
+    parts = [_parts(document, words) for document in evaluation]
+    bounds = np.cumsum([0, *map(len, parts)]).tolist()
+    spans = list(_batches([part for some in parts for part in some], words))
     hashes = np.concatenate([part.hashes for part in spans]) if spans else np.zeros(0, np.uint64)
     documents = np.concatenate([part.documents for part in spans]) if spans else np.zeros(0, np.int64)
     known = np.unique(hashes)
     where = _first_seen(known, train, words)[np.searchsorted(known, hashes)]  # for each span: a training document that has it, or -1
-    total = np.bincount(documents, minlength=len(evaluation))
-    shares = np.bincount(documents, weights=where >= 0, minlength=len(evaluation)) / np.maximum(total, 1)
+    total = np.bincount(documents, minlength=bounds[-1])
+    shares = np.bincount(documents, weights=where >= 0, minlength=bounds[-1]) / np.maximum(total, 1)
     same = {document.id: number for number, document in reversed(list(enumerate(train)))}
     found = []
     for number, document in enumerate(evaluation):
-        share = 1.0 if document.id in same else float(shares[number])
+        part = bounds[number] + int(shares[bounds[number] : bounds[number + 1]].argmax())
+        share = 1.0 if document.id in same else float(shares[part])
         if share and share >= threshold:
-            seen = where[(documents == number) & (where >= 0)]
+            seen = where[(documents == part) & (where >= 0)]
             other = train[same[document.id] if document.id in same else int(np.bincount(seen).argmax())]
             found.append(Overlap(document.origin, other.origin, share, document.id, other.id))
     return found
+
+
+def _parts(document: Document, words: int) -> list[Document]:
+    """Return what is looked for of an evaluation document: all of it, and of a conversation its questions and answers, unless they are short."""
+    if not document.is_conversation:
+        return [document]
+    sides = (" ".join(s.text for s in document.segments if s.trained == trained and s.role != "system") for trained in (True, False))
+    return [document, *(Document.plain(text) for text in sides if _num_words(text) >= words)]
+
+
+def _text(document: Document) -> str:
+    """Return what is compared of a document: all of it that is trained, of a conversation all but the system message."""
+    talks = document.is_conversation
+    return " ".join(segment.text for segment in document.segments if (segment.role != "system" if talks else segment.trained))
 
 
 def _first_seen(known: UInt64[np.ndarray, "N"], train: Sequence[Document], words: int) -> Int[np.ndarray, "N"]:
@@ -113,7 +132,7 @@ def _batches(documents: Sequence[Document], words: int) -> Iterator[_Spans]:
     texts: list[bytes] = []
     first = size = 0
     for number, document in enumerate(documents):
-        texts.append(_normalise(" ".join(segment.text for segment in document.segments if segment.trained)))
+        texts.append(_normalise(_text(document)))
         size += len(texts[-1]) + 1
         if size > BATCH_BYTES or number == len(documents) - 1:
             yield _spans(texts, first, words)
@@ -126,11 +145,20 @@ def _normalise(text: str) -> bytes:
     return text.encode() if text.isascii() else re.sub(r"[^\w]+", " ", text).encode()
 
 
-def _spans(texts: list[bytes], first: int, words: int) -> _Spans:
-    data = np.frombuffer(b" " + b" ".join(texts) + b" ", np.uint8)
+def _word_bounds(data: UInt8[np.ndarray, "N"]) -> tuple[Int[np.ndarray, "W"], Int[np.ndarray, "W"]]:
+    """Return where the words of a text between two spaces begin and end."""
     here, before = WORD[data[1:]], WORD[data[:-1]]
     new = (data[1:] >= 0xC0) | ((data[1:] < 0x80) & (data[:-1] >= 0x80))  # scripts without spaces: a character is a word
-    start, end = np.flatnonzero(here & (~before | new)) + 1, np.flatnonzero(before & (~here | new)) + 1
+    return np.flatnonzero(here & (~before | new)) + 1, np.flatnonzero(before & (~here | new)) + 1
+
+
+def _num_words(text: str) -> int:
+    return len(_word_bounds(np.frombuffer(b" " + _normalise(text) + b" ", np.uint8))[0])
+
+
+def _spans(texts: list[bytes], first: int, words: int) -> _Spans:
+    data = np.frombuffer(b" " + b" ".join(texts) + b" ", np.uint8)
+    start, end = _word_bounds(data)
     word = _hash_runs(data, start, end)
     bounds = np.cumsum([1, *(len(text) + 1 for text in texts)])
     document = np.searchsorted(bounds, start, "right") - 1

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lmfuse import __version__
+from lmfuse.arms import Arm
 from lmfuse.artefacts import content_key, write_atomic
 from lmfuse.console import Console
 from lmfuse.doctor.fit import spread
@@ -22,10 +23,10 @@ from lmfuse.fuse.uniform import Uniform
 from lmfuse.inputs import Inputs
 from lmfuse.limits import refuse_lossy, refuse_misfit
 from lmfuse.plan import Plan, judged_fits, make_plan
-from lmfuse.recipe import Arm, Recipe, load_recipe
+from lmfuse.recipe import Recipe, load_recipe
 from lmfuse.release import comparisons_of_interest, release, tell
 from lmfuse.results import RunResults, mean_over_seeds, nats_per_byte_by_domain
-from lmfuse.stages import Job, Stages
+from lmfuse.stages import Job, Stages, TrainedModel
 from lmfuse.teacher import domains_where_better, survey
 from lmfuse.types import DocumentScore
 from lmfuse.workspace import Workspace, open_workspace
@@ -40,6 +41,7 @@ class Pipeline:
         self.stages = Stages(self.inputs, space, console)
         self.counters: dict[str, int | float] = {}
         self.arms = {arm.name: arm for arm in recipe.resolved_arms}
+        self.merges = {merge.name: merge for merge in recipe.resolved_merges}
         self.sources = [source.label for source in recipe.sources]
         self.tried_rates: dict[float, float] = {}
         self.verdicts: dict[str, list[str]] = {}
@@ -68,25 +70,26 @@ class Pipeline:
         if planned.problems:
             raise planned.problems[0]
         self.space.claim(self.recipe)
-        self.space.event("corpus", **planned.documents)
+        self.space.event("corpus", **planned.documents, left_out=self.inputs.corpus.left_out)
         if self.recipe.sources_used == "all":
             self._refuse_lossy(self.recipe.judged_sources)  # else as soon as it is known which sources teach
         results = RunResults()
-        unit_of = self.inputs.corpus.evaluation_units
+        unit_of, shown = self.inputs.corpus.evaluation_units, self.recipe.shown
         for label in self.inputs.specs:
-            results.scores[label] = by_unit(self._given_scores(label, "evaluation"), unit_of)
+            results.scores[shown(label)] = by_unit(self._given_scores(label, "evaluation"), unit_of)
         if any(arm.teacher == "sources" for arm in self.arms.values()):
             chosen = self.chosen_sources  # said before the cost of training anything that needs them
             self._refuse_lossy(label for label in chosen if label in self.recipe.judged_sources)
-        for arm in self.arms.values():
-            results.scores[arm.name] = by_unit(self._arm_scores(arm, "evaluation"), unit_of)
-        result = self.job(self.arms[self.recipe.result], self.recipe.seeds[0])
-        results.sources, counted = self.stages.survey(result)
+        for name in (*self.arms, *self.merges):
+            results.scores[shown(name)] = by_unit(self._made_scores(name, "evaluation"), unit_of)
+        results.sources, counted = self._survey()
         results.counters = dict(self.inputs.corpus.counters) | self.counters | counted
         results.run = self._describe(planned)
-        pairs = comparisons_of_interest(list(self.arms), self.sources, self.recipe.result)
+        made = [shown(name) for name in (*self.arms, *self.merges)]
+        pairs = comparisons_of_interest(made, self.sources, shown(self.recipe.result), shown("clm"), shown("target"))
         report = results.report(pairs, samples=self.recipe.evaluate.bootstrap_samples, seed=self.recipe.evaluate.seed)
-        page = release(self.space.run, report, self.stages.trained(result).folder, self.recipe.to_yaml())
+        result = self._made(self.recipe.result, self.recipe.seeds[0])
+        page = release(self.space.run, report, result.folder, self.recipe.to_yaml())
         tell(self.console, report, page)
         return page
 
@@ -104,16 +107,16 @@ class Pipeline:
             self.console.say(f"{label}: {len(store):,} documents in {store.folder}")
 
     def train_only(self, name: str) -> None:
-        """Train one arm with every seed.
+        """Make the model of one arm, or of one merge, with every seed.
 
         Raises:
             InputError: the recipe has no such arm.
         """
-        if name not in self.arms:
-            raise InputError(f"arm: {did_you_mean(name, self.arms)}", hint="add it to the recipe's arms")
+        if name not in self.arms and name not in self.merges:
+            raise InputError(f"arm: {did_you_mean(name, [*self.arms, *self.merges])}", hint="add it to the recipe's arms")
         self._refuse_misfits()
         for seed in self.recipe.seeds:
-            self.console.say(f"{name}: {self.stages.trained(self.job(self.arms[name], seed)).folder}")
+            self.console.say(f"{name}: {self._made(name, seed).folder}")
 
     # ── decisions ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -173,7 +176,9 @@ class Pipeline:
         if len(rates) == 1:
             return rates[0]
         jobs = {rate: Job(self.arms["clm"], rate, self.recipe.seeds[0]) for rate in rates}
-        self.tried_rates = {rate: macro_bits_per_byte(self._job_scores(job, "held_out")) for rate, job in jobs.items()}
+        self.tried_rates = {
+            rate: macro_bits_per_byte(self._model_scores(self.stages.trained(job), "held_out")) for rate, job in jobs.items()
+        }
         best = min(rates, key=lambda rate: (self.tried_rates[rate], rate))
         shown = ", ".join(f"{rate:g}: {value:.4f}" for rate, value in self.tried_rates.items())
         self.console.say(f"plain training on held-out text, bits per byte by learning rate: {shown}; using {best:g}")
@@ -185,7 +190,7 @@ class Pipeline:
     @cached_property
     def clm_held_out_nats(self) -> dict[str, float]:
         """Return what plain training reaches on held-out text, by domain: what a source has to beat."""
-        return nats_per_byte_by_domain(self._arm_scores(self.arms["clm"], "held_out"))
+        return nats_per_byte_by_domain(self._made_scores("clm", "held_out"))
 
     @cached_property
     def chosen_sources(self) -> list[str]:
@@ -223,19 +228,38 @@ class Pipeline:
     def _held_out_nats(self, label: str) -> dict[str, float]:
         return nats_per_byte_by_domain(self._given_scores(label, "held_out"))
 
-    def _job_scores(self, job: Job, split: str) -> list[DocumentScore]:
-        model = self.stages.trained(job)
-        return self.stages.scores(job.arm.name, model.spec, model.folder.name, split)
+    def _made(self, name: str, seed: int) -> TrainedModel:
+        """Return the model of an arm or of a merge, made if it is not there yet."""
+        if name in self.arms:
+            return self.stages.trained(self.job(self.arms[name], seed))
+        return self.stages.merged(self.merges[name], [self._made(part, seed) for part in self.merges[name].of])
 
-    def _arm_scores(self, arm: Arm, split: str) -> list[DocumentScore]:
-        return mean_over_seeds([self._job_scores(self.job(arm, seed), split) for seed in self.recipe.seeds])
+    def _model_scores(self, model: TrainedModel, split: str) -> list[DocumentScore]:
+        return self.stages.scores(model.spec.label, model.spec, model.folder.name, split)
+
+    def _made_scores(self, name: str, split: str) -> list[DocumentScore]:
+        return mean_over_seeds([self._model_scores(self._made(name, seed), split) for seed in self.recipe.seeds])
 
     def _macro_by_seed(self) -> dict[str, list[float]]:
         """Return each arm's macro bits per byte on the evaluation text, seed by seed: what the intervals over documents do not show."""
         return {
-            name: [macro_bits_per_byte(self._job_scores(self.job(arm, seed), "evaluation")) for seed in self.recipe.seeds]
-            for name, arm in self.arms.items()
+            self.recipe.shown(name): [
+                macro_bits_per_byte(self._model_scores(self._made(name, seed), "evaluation")) for seed in self.recipe.seeds
+            ]
+            for name in (*self.arms, *self.merges)
         }
+
+    def _survey(self) -> tuple[dict[str, Any], dict[str, int]]:
+        """Return what each teacher contributes to the result and how much is untaught; of a merge, teacher by teacher of each of its arms."""
+        if self.recipe.result in self.arms:
+            return self.stages.survey(self.job(self.arms[self.recipe.result], self.recipe.seeds[0]))
+        found: dict[str, Any] = {}
+        counted: dict[str, int] = {}
+        for part in self.merges[self.recipe.result].of:
+            sources, counters = self.stages.survey(self.job(self.arms[part], self.recipe.seeds[0]))
+            found |= {f"{self.recipe.shown(label)} in {self.recipe.shown(part)}": source for label, source in sources.items()}
+            counted |= {f"{part}_{name}": count for name, count in counters.items()}
+        return found, counted
 
     def _describe(self, planned: Plan) -> dict[str, Any]:
         """Return what a reader of report.json needs to judge and to repeat the run; nothing that differs between two equal runs."""
@@ -244,12 +268,15 @@ class Pipeline:
              "licence": m.licence, "key": self.inputs.facts(m.label).key}
             for m in planned.models
         ]  # fmt: skip
-        first = self.recipe.seeds[0]
+        first, shown = self.recipe.seeds[0], self.recipe.shown
         return {
-            "name": self.recipe.name, "version": __version__, "recipe": content_key(self.recipe.to_yaml()), "result": self.recipe.result,
+            "name": self.recipe.name, "version": __version__, "recipe": content_key(self.recipe.to_yaml()), "result": shown(self.recipe.result),
+            "controls": [shown("clm"), "self", shown("target")],
+            "merges": {shown(name): [shown(part) for part in merge.of] for name, merge in self.merges.items()},
             "target": models[0] | {"name": self.recipe.target.label}, "sources": models[1:], "windows": planned.documents, "notes": list(planned.notes),
             "learning_rate": self.learning_rate, "learning_rates_tried": {f"{rate:g}": value for rate, value in self.tried_rates.items()},
             "seeds": list(self.recipe.seeds), "macro_by_seed": self._macro_by_seed(), "verdicts": self.verdicts,
-            "held_out_nats_per_byte": {label: self._held_out_nats(label) for label in self.inputs.specs} | {"clm": self.clm_held_out_nats},
-            "curves": {name: self.stages.trained(self.job(arm, first)).curve for name, arm in self.arms.items()},
+            "held_out_nats_per_byte": {shown(label): self._held_out_nats(label) for label in self.inputs.specs}
+            | {shown("clm"): self.clm_held_out_nats},
+            "curves": {shown(name): self._made(name, first).curve for name in self.arms},
         }  # fmt: skip

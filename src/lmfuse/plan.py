@@ -192,7 +192,8 @@ def _disk_needed(recipe: Recipe, needs: tuple[ModelNeeds, ...]) -> int:
     row_bytes = {model.label: recipe.rows.k * (4 if model.vocab_size <= 65536 else 6) + 10 for model in needs}
     teachers = _teachers(recipe)
     rows = sum(model.train_tokens * row_bytes[model.label] for model in needs if model.label in teachers)
-    runs = (len(recipe.resolved_arms) + max(len(recipe.learning_rates) - 1, 0)) * len(recipe.seeds)
+    made = len(recipe.resolved_arms) + len(recipe.resolved_merges)
+    runs = (made + max(len(recipe.learning_rates) - 1, 0)) * len(recipe.seeds)
     return rows + runs * target.memory_bytes + target.parameters * 12 * 2
 
 

@@ -6,7 +6,6 @@ Every default is a value that a reader can see in ``recipe.yaml`` of the run's f
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,20 +13,19 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from lmfuse.align.byte_law import ByteLaw
-from lmfuse.align.dtw import Dtw
+from lmfuse.arms import MERGES, WORDS, Arm, MergedArm, Rate, check_words, resolve_arms, resolve_merges
 from lmfuse.catalogue import AlignMethod, FuseMethod, LossMethod, misfit
 from lmfuse.errors import RecipeError, did_you_mean
 from lmfuse.fuse.min_ce import MinCE
 from lmfuse.limits import Limits
-from lmfuse.losses.cross_entropy import CrossEntropy
 from lmfuse.losses.kl import KL
 from lmfuse.models import ModelSpec
+from lmfuse.schema_errors import problems
 from lmfuse.text import TextSpec
 from lmfuse.train.settings import Training
 from lmfuse.yaml_strict import dump_yaml, load_yaml
 
 NonNegative = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Section(BaseModel):
@@ -41,17 +39,24 @@ class Text(_Section):
         train: corpora to learn from; each names its domain.
         evaluation: corpora to measure on, never trained on; overlap with ``train`` is refused.
         held_out: share of the training documents of each domain kept apart to tune the learning rate and to judge sources.
-        window_tokens: longest window in tokens of any model, start token included; never more than the smallest context.
+        window_tokens: longest window in tokens, start token included; never more than the smallest context.
+        windows_by: whose tokens: those of every model (``all``), or the target's alone (``target``), so that another source changes no window.
         max_overlap: share of an evaluation document's 13-word spans that may also stand in the training text.
         seed: of the held-out split.
+        chat_template: how models read conversations: each with its ``own`` template, all with FuseChat's one for all (``openchat``), or with the
+            jinja file of this path.
+        unfit_conversations: whether a conversation that a template cannot express, or that is none, stops the run (``stop``) or is left out.
     """
 
     train: tuple[TextSpec, ...] = Field(min_length=1)
     evaluation: tuple[TextSpec, ...] = Field(min_length=1)
     held_out: float = Field(0.1, gt=0, lt=0.9)
     window_tokens: int = Field(512, ge=16)
+    windows_by: Literal["all", "target"] = "all"
     max_overlap: NonNegative = 0.5
     seed: int = 0
+    chat_template: str = "own"
+    unfit_conversations: Literal["stop", "leave_out"] = "stop"
 
 
 class RowSettings(_Section):
@@ -63,46 +68,12 @@ class RowSettings(_Section):
     shard_documents: int = Field(256, ge=1)
 
 
-class Arm(_Section):
-    """One trained model of the comparison: who teaches it, and how.
-
-    Attributes:
-        name: its name in the report.
-        teacher: ``none`` (plain continued training), ``self`` (the frozen target's own rows), ``sources`` (all of them, fused), ``best_single``
-            (the source that does best on the held-out text) or the name of one source.
-        align, fuse, loss: the methods.
-        include_target: whether the target's own rows compete as one more source, as published.
-        learning_rate: instead of the one found for plain training.
-        clm_weight: per domain, instead of the loss's own.
-    """
-
-    name: str
-    teacher: str = "sources"
-    align: AlignMethod = ByteLaw()
-    fuse: FuseMethod = MinCE()
-    loss: LossMethod = KL()
-    include_target: bool = False
-    learning_rate: Rate | None = None
-    clm_weight: dict[str, NonNegative] = {}
-
-
 class Evaluation(_Section):
     """How models are measured: padded tokens a batch, bootstrap samples of an interval and their seed."""
 
     batch_tokens: int = Field(8192, ge=16)
     bootstrap_samples: int = Field(10_000, ge=100)
     seed: int = 0
-
-
-PAPER = Arm(name="paper", align=Dtw(k=10), fuse=MinCE(unit="token", judge="training_text", reward_dtype="bfloat16", no_teacher=False),
-            loss=CrossEntropy(clm_weight=0.9, tail="renormalise"), include_target=True)  # fmt: skip
-WORDS: Mapping[str, str] = {
-    "clm": "plain continued training on the same text: the control that fusion must beat",
-    "self": "the frozen target teaches itself: the placebo, whatever it gains is regularisation",
-    "fused": "the recipe's own align, fuse and loss over all sources",
-    "best_single": "the same, from the one source that does best on held-out text",
-    "paper": "FuseLLM as published (arXiv:2401.10491): DTW and MinED, per-token MinCE with the target among the sources, lambda 0.9",
-}
 
 
 class Recipe(_Section):
@@ -112,8 +83,11 @@ class Recipe(_Section):
         learning_rates: tried for plain continued training; the one best on held-out text serves every arm that names none.
         seeds: every arm is trained once per seed; a document's value is the mean over them.
         sources_used: ``auto`` leaves out sources that do not beat the CLM-trained target on held-out text in any domain.
-        arms: words (``clm``, ``self``, ``fused``, ``best_single``, ``paper``) or arms in full; ``clm`` always takes part.
-        result: the arm that becomes the run's model.
+        arms: words (``clm``, ``self``, ``fused``, ``best_single``, ``pairwise``, ``all_at_once``, ``paper``) or arms in full; ``clm`` always
+            takes part.
+        merges: models merged from trained arms, the target being their base: the name of a merge method, or a merge in full.
+        called: what the report calls the ``target`` and plain training (``clm``), such as ``pivot`` and ``sft``.
+        result: the arm or merge that becomes the run's model.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -130,6 +104,8 @@ class Recipe(_Section):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
     sources_used: Literal["auto", "all"] = "auto"
     arms: tuple[str | Arm, ...] = ("clm", "self", "fused")
+    merges: tuple[str | MergedArm, ...] = ()
+    called: dict[Literal["target", "clm"], str] = {}
     result: str = "fused"
     evaluate: Evaluation = Evaluation()
     limits: Limits = Limits()
@@ -137,31 +113,31 @@ class Recipe(_Section):
 
     @field_validator("arms", mode="before")
     @classmethod
-    def _known_words(cls, arms: Any) -> Any:
-        for arm in arms if isinstance(arms, list | tuple) else ():
-            if isinstance(arm, str) and arm not in WORDS:
-                raise ValueError(did_you_mean(arm, WORDS))
-        return arms
+    def _known_arms(cls, arms: Any) -> Any:
+        return check_words(arms, WORDS)
+
+    @field_validator("merges", mode="before")
+    @classmethod
+    def _known_merges(cls, merges: Any) -> Any:
+        return check_words(merges, MERGES)
 
     @model_validator(mode="after")
     def _names_fit(self) -> Recipe:
-        names = [source.label for source in self.sources]
-        twice = {name for name in names if names.count(name) > 1}
-        if twice:
+        names, arms = [source.label for source in self.sources], [arm.name for arm in self.resolved_arms]
+        made = [*arms, *(merge.name for merge in self.resolved_merges)]
+        if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"sources: {sorted(twice)[0]!r} stands twice; give each source its own name")
-        taken = {"target", *names} & {arm.name for arm in self.resolved_arms}
-        if taken or "target" in names:
-            raise ValueError(f"{sorted(taken or {'target'})[0]!r} names both an arm and a model")
-        arm_names = [arm.name for arm in self.resolved_arms]
-        if len(set(arm_names)) < len(arm_names):
+        shown = [self.shown(name) for name in made]
+        if taken := {"target", self.shown("target"), *names}.intersection(shown) | {"target", self.shown("target")}.intersection(names):
+            raise ValueError(f"{sorted(taken)[0]!r} names both an arm and a model")
+        if len(set(shown)) < len(shown):
             raise ValueError("arms: two arms have the same name")
-        if self.result not in arm_names:
-            raise ValueError(f"result: {did_you_mean(self.result, arm_names)}")
+        if self.result not in made:
+            raise ValueError(f"result: {did_you_mean(self.result, made)}")
+        teachers = ["none", "self", "sources", "best_single", *names]
         for arm in self.resolved_arms:
-            if arm.teacher not in {"none", "self", "sources", "best_single", *names}:
-                raise ValueError(
-                    f"arms.{arm.name}.teacher: {did_you_mean(arm.teacher, ['none', 'self', 'sources', 'best_single', *names])}"
-                )
+            if arm.teacher not in teachers:
+                raise ValueError(f"arms.{arm.name}.teacher: {did_you_mean(arm.teacher, teachers)}")
         domains = {spec.domain for spec in self.text.train}
         for arm in self.resolved_arms:
             taught_by = (len(names) if arm.teacher == "sources" else 1) + (arm.include_target and arm.teacher != "self")
@@ -174,16 +150,17 @@ class Recipe(_Section):
     @property
     def resolved_arms(self) -> tuple[Arm, ...]:
         """Return every arm in full, plain continued training first."""
-        mine = {"align": self.align, "fuse": self.fuse, "loss": self.loss, "clm_weight": self.clm_weight}
-        known = {
-            "clm": Arm(name="clm", teacher="none"),
-            "self": Arm(name="self", teacher="self", **mine),
-            "fused": Arm(name="fused", **mine),
-            "best_single": Arm(name="best_single", teacher="best_single", **mine),
-            "paper": PAPER,
-        }
-        arms = [known[arm] if isinstance(arm, str) else arm for arm in self.arms]
-        return (known["clm"], *(arm for arm in arms if arm.name != "clm"))
+        methods = {"align": self.align, "fuse": self.fuse, "loss": self.loss, "clm_weight": self.clm_weight}
+        return resolve_arms(self.arms, [source.label for source in self.sources], methods)
+
+    @property
+    def resolved_merges(self) -> tuple[MergedArm, ...]:
+        """Return every merge in full."""
+        return resolve_merges(self.merges, self.resolved_arms, [source.label for source in self.sources])
+
+    def shown(self, name: str) -> str:
+        """Return what the report calls a model or an arm."""
+        return self.called.get(name, name)  # type: ignore[call-overload]
 
     @property
     def judged_sources(self) -> tuple[str, ...]:
@@ -204,46 +181,6 @@ def model_specs(recipe: Recipe, base: Path) -> dict[str, ModelSpec]:
     return {label: replace(spec, model=str(beside[label])) if beside[label].is_dir() else spec for label, spec in specs.items()}
 
 
-def _explain(error: Mapping[str, Any], value: Any) -> str:
-    """Turn one pydantic error into ``where: what``, with a suggestion where a name is unknown."""
-    where = ".".join(str(part) for part in error["loc"])
-    kind, context = error["type"], error.get("ctx", {})
-    if kind == "union_tag_invalid":
-        return f"{where}.name: {did_you_mean(str(context['tag']), [tag.strip(chr(39)) for tag in context['expected_tags'].split(', ')])}"
-    if kind == "union_tag_not_found":
-        return f"{where}.name: is missing; name the method (`lmfuse methods` lists them)"
-    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{where}: {did_you_mean(str(error['loc'][-1]), _fields_beside(error['loc']))}"
-    if kind == "missing" or kind == "missing_argument":
-        return f"{where}: is missing"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    got = "" if isinstance(error.get("input"), dict | list) or kind == "value_error" else f" (got {error.get('input')!r})"
-    return f"{where}: {message}{got}" if where else f"{message}{got}"
-
-
-def _fields_beside(location: tuple[int | str, ...]) -> list[str]:
-    """Return the keys that are known where an unknown one stands, by walking the JSON schema along the location."""
-    schema = recipe_schema()
-    node: Any = schema
-    for part in location[:-1]:
-        node = _resolve(node, schema)
-        options = [_resolve(option, schema) for option in node.get("anyOf", node.get("oneOf", [node]))]
-        named = [o for o in options if o.get("properties", {}).get("name", {}).get("const") == part]
-        if named:
-            node = named[0]
-            continue
-        node = next((o["items"] if isinstance(part, int) and "items" in o else o.get("properties", {}).get(part) for o in options
-                     if "items" in o or part in o.get("properties", {})), {})  # fmt: skip
-    node = _resolve(node or {}, schema)
-    options = [_resolve(option, schema) for option in node.get("anyOf", node.get("oneOf", [node]))]
-    return [key for option in options for key in option.get("properties", {})]
-
-
-def _resolve(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Any:
-    reference = node.get("$ref")
-    return schema["$defs"][reference.rsplit("/", 1)[1]] if reference else node
-
-
 def recipe_schema() -> dict[str, Any]:
     """Return the JSON schema of a recipe, for editors."""
     return Recipe.model_json_schema()
@@ -262,9 +199,7 @@ def parse_recipe(value: Any, name: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(value)
     except ValidationError as error:
-        problems = [_explain(problem, value) for problem in error.errors()]
-        more = f" (and {len(problems) - 1} more: {'; '.join(problems[1:4])})" if len(problems) > 1 else ""
-        raise RecipeError(f"{name}: {problems[0]}{more}", hint="docs/recipe.md explains every key") from None
+        raise RecipeError(f"{name}: {problems(error, Recipe)}", hint="docs/recipe.md explains every key") from None
 
 
 def load_recipe(path: Path) -> Recipe:

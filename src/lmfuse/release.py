@@ -15,17 +15,19 @@ from lmfuse.console import Console
 from lmfuse.report.page import headline, render_folder
 
 
-def comparisons_of_interest(arms: list[str], sources: list[str], result: str) -> list[tuple[str, str]]:
+def comparisons_of_interest(
+    arms: list[str], sources: list[str], result: str, clm: str = "clm", target: str = "target"
+) -> list[tuple[str, str]]:
     """Return which pairs a reader wants to see: the result against controls, other arms and sources; the controls among themselves.
 
     >>> comparisons_of_interest(["clm", "self", "fused"], ["qwen"], "fused")
     [('fused', 'clm'), ('fused', 'self'), ('fused', 'target'), ('fused', 'qwen'), ('self', 'clm'), ('clm', 'target')]
     """
-    others = [arm for arm in arms if arm not in ("clm", "self", result)]
-    controls = [arm for arm in ("clm", "self") if arm in arms and arm != result]
-    pairs = [(result, other) for other in (*controls, "target", *others, *sources)]
-    pairs += [(arm, "clm") for arm in (*(c for c in controls if c == "self"), *others) if "clm" in arms and arm != "clm"]
-    return pairs + ([("clm", "target")] if result != "clm" else [])
+    others = [arm for arm in arms if arm not in (clm, "self", result)]
+    controls = [arm for arm in (clm, "self") if arm in arms and arm != result]
+    pairs = [(result, other) for other in (*controls, target, *others, *sources)]
+    pairs += [(arm, clm) for arm in (*(c for c in controls if c == "self"), *others) if clm in arms and arm != clm]
+    return pairs + ([(clm, target)] if result != clm else [])
 
 
 def results_table(report: Mapping[str, Any]) -> list[str]:

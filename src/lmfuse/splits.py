@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 
 from lmfuse.errors import TextError
 from lmfuse.types import Document
@@ -26,7 +27,8 @@ def deduplicate(documents: Iterable[Document]) -> tuple[list[Document], int]:
 def split_held_out(documents: Sequence[Document], held_out: float | int, *, seed: int = 0) -> tuple[list[Document], list[Document]]:
     """Keep documents of each domain apart: those whose hash of seed and content is lowest. The order within both parts stays.
 
-    Call it with whole documents, before windows are cut, so that no text stands on both sides. Equal documents stay together.
+    Call it with whole documents, before windows are cut, so that no text stands on both sides. Equal documents stay together, and so do
+    conversations that begin with the same question: one with another answer would tell what the question is about.
 
     Args:
         documents: of any domains.
@@ -41,11 +43,20 @@ def split_held_out(documents: Sequence[Document], held_out: float | int, *, seed
     """
     chosen: set[str] = set()
     for domain in sorted({document.domain for document in documents}):
-        ids = {document.id for document in documents if document.domain == domain}
+        ids = {_kin(document) for document in documents if document.domain == domain}
         number = held_out if isinstance(held_out, int) else max(1, round(held_out * len(ids)))
         if not 0 < number < len(ids):
             message = f"domain {domain!r}: cannot hold out {number} of {len(ids)} different documents, some must remain on both sides"
             raise TextError(message, hint="give more documents, a separator that splits large files, or hold out fewer")
         chosen |= set(sorted(ids, key=lambda name: hashlib.sha256(f"{seed}\0{name}".encode()).digest())[:number])
-    kept = [document for document in documents if document.id not in chosen]
-    return kept, [document for document in documents if document.id in chosen]
+    sides: tuple[list[Document], list[Document]] = [], []
+    for document in documents:
+        sides[_kin(document) in chosen].append(document)
+    return sides
+
+
+def _kin(document: Document) -> str:
+    """Return what equal documents share; of a conversation what stands before its first answer, the system message aside."""
+    before = takewhile(lambda segment: not segment.trained, document.segments)
+    asked = tuple(segment for segment in before if segment.role != "system")
+    return Document(asked).id if asked else document.id

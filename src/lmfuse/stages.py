@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lmfuse.aids import load_aids
+from lmfuse.arms import Arm, MergedArm
 from lmfuse.artefacts import content_key, is_complete, publish, read_manifest, write_atomic
 from lmfuse.collect import collect
 from lmfuse.console import Console
@@ -17,10 +18,11 @@ from lmfuse.evaluate.bits_per_byte import score_documents
 from lmfuse.evaluate.paired import bits_per_byte_by_domain
 from lmfuse.inputs import Inputs
 from lmfuse.memory import give_back
+from lmfuse.merge_recipe import MergeModel, MergeRecipe, takes_base
+from lmfuse.merge_recipe.plan import make_merge_plan
 from lmfuse.model_files import local_folder
-from lmfuse.models import LanguageModel, ModelSpec, load_model
+from lmfuse.models import LanguageModel, ModelSpec, load_model, pick_device
 from lmfuse.pairs import PAIR_VERSION, load_pair
-from lmfuse.recipe import Arm
 from lmfuse.results import read_scores, write_scores
 from lmfuse.store import RowStore
 from lmfuse.teacher import RowTeacher, SourceRows, survey
@@ -28,6 +30,8 @@ from lmfuse.train.checkpoint import save_model
 from lmfuse.train.loop import train
 from lmfuse.train.settings import Training
 from lmfuse.types import DocumentScore
+from lmfuse.weights.engine import execute
+from lmfuse.weights.plan import FORMAT as MERGE_FORMAT
 from lmfuse.workspace import ARTEFACT_VERSION, Workspace
 
 
@@ -57,13 +61,6 @@ class TrainedModel:
         return lines
 
 
-def pick_device(wanted: str) -> str:
-    """Return ``cuda`` or ``cpu`` for ``auto``, else what was asked for."""
-    import torch
-
-    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
-
-
 class Stages:
     """What a recipe's models and text can be turned into. Nothing here decides anything."""
 
@@ -83,14 +80,15 @@ class Stages:
 
     def scores(self, name: str, spec: ModelSpec, key: str, split: str) -> list[DocumentScore]:
         """Measure one model on one split: negative log-likelihood and bytes of each document."""
-        batch_tokens = self.recipe.evaluate.batch_tokens
+        batch_tokens, turn_ends = self.recipe.evaluate.batch_tokens, self.inputs.turn_ends
         identity = [ARTEFACT_VERSION, "scores", key, spec.dtype, spec.document_start, self.corpus.key(split), batch_tokens]
+        identity += [] if turn_ends else ["no turn ends"]
         path = self.space.artefact("results", content_key(identity) + ".json")
         if not path.exists():
             documents = self.corpus.splits[split]
             model = self._load(spec)
             with self.console.task(f"measure {name} on {split}", model.count_tokens(documents)) as advance:
-                write_scores(path, score_documents(model, documents, batch_tokens=batch_tokens, progress=advance))
+                write_scores(path, score_documents(model, documents, batch_tokens=batch_tokens, turn_ends=turn_ends, progress=advance))
         return read_scores(path)
 
     def rows_folder(self, label: str) -> Path:
@@ -174,7 +172,27 @@ class Stages:
                     "arm": arm.name, "learning_rate": job.learning_rate, "seed": job.seed, "target": self.inputs.facts("target").key,
                     "rows": {label: self.rows_folder(label).name for label in job.teachers},
                 }  # fmt: skip
-        return TrainedModel(folder, replace(target, model=str(folder), revision=None, name=arm.name))
+        return TrainedModel(folder, self._made(folder, arm.name))
+
+    def merged(self, merge: MergedArm, parts: Sequence[TrainedModel]) -> TrainedModel:
+        """Merge trained arms in weight space, the target being their base, and publish the model."""
+        target = self.specs["target"]
+        models = [MergeModel(model=str(part.folder), name=name) for name, part in zip(merge.of, parts, strict=True)]
+        base = "target" if takes_base(merge.method) else None
+        if base:
+            models.append(MergeModel(model=target.model, revision=target.revision, name=base))
+        folders = [part.folder.name for part in parts]
+        identity = [ARTEFACT_VERSION, "merged", MERGE_FORMAT, merge.method, self.inputs.facts("target").key, folders]
+        folder = self.space.artefact("models", content_key(identity))
+        if not is_complete(folder):
+            give_back()
+            plan = make_merge_plan(MergeRecipe(models=tuple(models), base=base, method=merge.method), self.space.cache, self.space.cache)
+            made = execute(plan, folder)
+            self.space.event("merged", name=merge.name, of=list(merge.of), counters=dict(made.counters), distances=dict(made.distances))
+            self.console.say(f"merge {merge.name} of {', '.join(merge.of)}: {made.seconds:.1f} s", style="dim")
+            for warning in made.warnings:
+                self.console.warn(f"merge {merge.name}: {warning}")
+        return TrainedModel(folder, self._made(folder, merge.name))
 
     def _teaching(self, job: Job) -> list[Any]:
         """Return what decides over a job's teacher rows: part of every key that depends on them."""
@@ -203,8 +221,14 @@ class Stages:
     def _held_out(self, model: LanguageModel) -> dict[str, float]:
         """Return bits per byte on held-out text by domain, while a model is trained."""
         return bits_per_byte_by_domain(
-            score_documents(model, self.corpus.splits["held_out"], batch_tokens=self.recipe.evaluate.batch_tokens)
+            score_documents(
+                model, self.corpus.splits["held_out"], batch_tokens=self.recipe.evaluate.batch_tokens, turn_ends=self.inputs.turn_ends
+            )
         )
+
+    def _made(self, folder: Path, name: str) -> ModelSpec:
+        """Return what loads a model that was made of the target; how the target reads text is how it does."""
+        return replace(self.specs["target"], model=str(folder), revision=None, name=name)
 
     def _load(self, spec: ModelSpec) -> LanguageModel:
         give_back()  # what the model before it held

@@ -1,25 +1,23 @@
 """Text from files or from the Hugging Face hub, as documents that say where they came from.
 
-One iterator for everything: plain text (a document a file, or split at a separator), JSON lines, Parquet, hub datasets. Strangers wrote
-the files, so nothing in them is trusted: memory is bounded, decompression streams, templates name fields and nothing else, and every
-fault is one line that names file and line. What is skipped is counted.
+One iterator for everything: plain text (a document a file, or split at a separator), JSON lines and lists, Parquet, hub datasets; records
+are texts or conversations. Strangers wrote the files, so nothing in them is trusted: memory is bounded, decompression streams, templates
+name fields and nothing else, and every fault is one line that names file and line. What is skipped is counted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import heapq
-import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, islice
 from pathlib import Path
-from string import Formatter
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from lmfuse.conversations import COUNTERS, LISTS, UnfitError, clean, read_turns, turns_field
 from lmfuse.errors import TextError, did_you_mean
 from lmfuse.overlap import Overlap as Overlap
 from lmfuse.overlap import find_overlap as find_overlap
@@ -27,29 +25,10 @@ from lmfuse.overlap import refuse_overlap as refuse_overlap
 from lmfuse.splits import deduplicate as deduplicate
 from lmfuse.splits import split_held_out as split_held_out
 from lmfuse.text_files import MAX_DOCUMENT_BYTES, decode, find_files, read_pieces
-from lmfuse.types import Document
-
-SHUFFLE_BUFFER = 10_000  # documents of a hub stream that are shuffled at a time; a stream has no end that one could wait for
-PLAIN = "{text}"
-
-
-def template_fields(template: str) -> list[str]:
-    """Return the fields that a template names, in order; ``{{`` and ``}}`` stand for braces.
-
-    Raises:
-        ValueError: no field, or more than a plain name between braces: no attribute, index, conversion or format is ever evaluated.
-
-    >>> template_fields("Q: {question}\\nA: {answer}")
-    ['question', 'answer']
-    """
-    parts = list(Formatter().parse(template))
-    fields = [field for _, field, _, _ in parts if field is not None]
-    for _, field, spec, conversion in parts:
-        if field is not None and (not field.strip() or re.search(r"[.\[\]{}]", field) or spec or conversion):
-            raise ValueError(f"text: {{{field}}} is no plain field name; write {{name}}, and double a brace that is meant as one")
-    if not fields:
-        raise ValueError("text: names no field; write for example '{question}\\n{answer}'")
-    return fields
+from lmfuse.text_records import Record, hub_rows, json_lines, json_records, parquet_rows
+from lmfuse.text_templates import PLAIN, fill
+from lmfuse.text_templates import template_fields as template_fields
+from lmfuse.types import Document, Segment, UnfitRule
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -64,7 +43,9 @@ class TextSpec:
         split: of the dataset; "train" if not given.
         revision: of the dataset: a commit makes a run repeatable.
         text: how a record becomes text, with fields in braces: ``{question}\\n{answer}``. Plain text files have no fields.
-        format: of the files; ``auto`` goes by their names and takes what it does not know for plain text.
+        user, assistant, system: or how it becomes a conversation of one question and one answer, ``user: "{question}"``.
+        format: of the files; ``auto`` goes by their names and takes what it does not know for plain text. ``conversations``: each record
+            holds the turns of one, as ShareGPT or OpenAI write them; ``auto`` sees that in records without a field ``text``.
         separator: splits plain text files into documents, such as a blank line; otherwise each file is one document.
         keep_separator: leave it at the beginning of the document that follows it, where it is a heading's mark.
         shuffle_seed: shuffle before ``skip`` and ``limit``: by a hash of seed and content, so the order of files does not matter.
@@ -82,7 +63,10 @@ class TextSpec:
     split: str | None = None
     revision: str | None = None
     text: str = PLAIN
-    format: Literal["auto", "txt", "jsonl", "parquet"] = "auto"
+    user: str | None = None
+    assistant: str | None = None
+    system: str | None = None
+    format: Literal["auto", "txt", "jsonl", "json", "parquet", "conversations"] = "auto"
     separator: Annotated[str, Field(min_length=1)] | None = None
     keep_separator: bool = False
     shuffle_seed: int | None = None
@@ -97,12 +81,25 @@ class TextSpec:
             raise ValueError("give either a path or a dataset" + (", not both" if self.path else ""))
         if self.dataset is None and (self.subset or self.split or self.revision):
             raise ValueError("subset, split and revision belong to a dataset, not to a path")
-        if self.dataset is not None and (self.format != "auto" or self.separator):
+        if self.dataset is not None and (self.format not in ("auto", "conversations") or self.separator):
             raise ValueError("format and separator belong to a path, not to a dataset")
         if self.keep_separator and not self.separator:
             raise ValueError("keep_separator needs a separator")
-        template_fields(self.text)
+        if (self.user is None) != (self.assistant is None) or (self.system is not None and self.user is None):
+            raise ValueError("user and assistant belong together: give both, or neither")
+        if self.text != PLAIN and (self.user or self.format == "conversations"):
+            raise ValueError("a record is a text or a conversation: give `text`, or `user` and `assistant`, or `format: conversations`")
+        if self.user and self.format in ("conversations", "txt"):
+            raise ValueError(f"format {self.format!r} has no fields for user and assistant: leave it out")
+        for template in self.templates:
+            template_fields(template)
         return self
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """Return how a record becomes text, or the turns of a conversation."""
+        turns = tuple(template for template in (self.system, self.user, self.assistant) if template is not None)
+        return turns or (self.text,)
 
     @property
     def label(self) -> str:
@@ -111,7 +108,12 @@ class TextSpec:
 
 
 def read_documents(
-    spec: TextSpec, base: Path, *, counters: dict[str, int] | None = None, max_document_bytes: int = MAX_DOCUMENT_BYTES
+    spec: TextSpec,
+    base: Path,
+    *,
+    counters: dict[str, int] | None = None,
+    max_document_bytes: int = MAX_DOCUMENT_BYTES,
+    unfit: UnfitRule = "stop",
 ) -> Iterator[Document]:
     """Yield the documents of one specification, in an order that depends on nothing but the files and the specification.
 
@@ -120,8 +122,9 @@ def read_documents(
     Args:
         spec: what to read.
         base: the folder that relative paths start at.
-        counters: gets ``read``, ``blank`` and ``short`` documents added.
+        counters: gets ``read``, ``blank`` and ``short`` documents added, and of conversations what ``conversations.clean`` did to them.
         max_document_bytes: refuse longer lines and documents.
+        unfit: whether a record that is no conversation of user and assistant in turn stops everything, or is left out and counted.
 
     Raises:
         TextError: a file is missing, malformed, not UTF-8, lacks a field, or nothing is left; names file and line.
@@ -130,8 +133,8 @@ def read_documents(
     for name in ("read", "blank", "short"):
         counts.setdefault(name, 0)
     before = dict(counts)
-    records = _hub_texts(spec) if spec.dataset else _file_texts(spec, base, max_document_bytes)
-    documents: Iterable[Document] = _usable(records, spec, counts, max_document_bytes)
+    read = _hub_documents(spec, counts, unfit) if spec.dataset else _file_documents(spec, base, max_document_bytes, counts, unfit)
+    documents: Iterable[Document] = _usable(read, spec, counts, max_document_bytes)
     if spec.shuffle_seed is not None and not spec.dataset:
         documents = _shuffled(documents, spec)
     total = used = 0
@@ -142,21 +145,22 @@ def read_documents(
         used += 1
         yield document
     if not used:
-        read, blank, short = (counts[name] - before[name] for name in ("read", "blank", "short"))
-        why = f"{read} read, {blank} of them blank, {short} shorter than min_bytes {spec.min_bytes}, skip {spec.skip}"
+        read_, blank, short = (counts[name] - before[name] for name in ("read", "blank", "short"))
+        why = f"{read_} read, {blank} of them blank, {short} shorter than min_bytes {spec.min_bytes}, skip {spec.skip}"
+        why += f", {left_out} unfit" if (left_out := counts.get("unfit", 0) - before.get("unfit", 0)) else ""
         why += f", the next one has {total} bytes and limit_bytes is {spec.limit_bytes}" if total else ""
         raise TextError(f"{spec.label}: no document is left ({why})", hint="give more text, a separator that splits it, or other limits")
 
 
-def _usable(records: Iterator[tuple[str, str]], spec: TextSpec, counts: dict[str, int], max_bytes: int) -> Iterator[Document]:
-    for text, origin in records:
+def _usable(read: Iterator[Document | None], spec: TextSpec, counts: dict[str, int], max_bytes: int) -> Iterator[Document]:
+    for document in read:
         counts["read"] += 1
-        document = Document.plain(text, spec.domain, origin)
-        if len(document.trained_bytes) > max_bytes:
-            raise TextError(
-                f"{origin}: a document of {len(document.trained_bytes):,} bytes, at most {max_bytes:,} are allowed", hint="split it"
-            )
-        if not text.strip():
+        if document is None:
+            continue
+        size = len(document.trained_bytes) + sum(len(segment.text) for segment in document.segments if not segment.trained)
+        if size > max_bytes:
+            raise TextError(f"{document.origin}: a document of {size:,} bytes, at most {max_bytes:,} are allowed", hint="split it")
+        if not any(segment.trained and segment.text.strip() for segment in document.segments):
             counts["blank"] += 1
         elif len(document.trained_bytes) < spec.min_bytes:
             counts["short"] += 1
@@ -171,27 +175,95 @@ def _shuffled(documents: Iterable[Document], spec: TextSpec) -> list[Document]:
     return sorted(documents, key=place) if spec.limit is None else heapq.nsmallest(spec.skip + spec.limit, documents, key=place)
 
 
+# ------------------------------------------------------------------------------------------------------------------ records
+
+
+def reads_conversations(spec: TextSpec, base: Path) -> bool:
+    """Return whether a specification means conversations; looks at the first record of each file where nothing else tells.
+
+    Raises:
+        TextError: such a file is missing or malformed.
+    """
+    if spec.user is not None or spec.format == "conversations":
+        return True
+    if spec.dataset or spec.text != PLAIN:
+        return False
+    for name, path in find_files(spec.path or "", base):
+        records = _records(spec, path, name, MAX_DOCUMENT_BYTES)
+        first = None if records is None else next(records, None)
+        if first is not None and _holds_turns(spec, first.values):
+            return True
+    return False
+
+
+def _holds_turns(spec: TextSpec, record: Mapping[str, Any]) -> bool:
+    """Return whether a record is a conversation; of a hub dataset the specification has to say so."""
+    if spec.user is not None or spec.format == "conversations":
+        return True
+    return spec.dataset is None and spec.text == PLAIN and "text" not in record and turns_field(record) is not None
+
+
+def _documents(records: Iterator[Record], spec: TextSpec, counts: dict[str, int], unfit: UnfitRule) -> Iterator[Document | None]:
+    """Yield what each record holds, None for one that is left out; the first record tells what all of them are."""
+    first = next(records, None)
+    if first is None:
+        return
+    talks = _holds_turns(spec, first.values)
+    for name in COUNTERS if talks else ():
+        counts.setdefault(name, 0)
+    for record in chain([first], records):
+        if not talks:
+            yield Document.plain(fill(spec.text, record.values, record.where), spec.domain, record.origin)
+            continue
+        try:
+            yield Document(_segments(spec, record, counts), spec.domain, record.origin)
+        except UnfitError:
+            if unfit == "stop":
+                raise
+            counts["unfit"] += 1
+            yield None
+
+
+def _segments(spec: TextSpec, record: Record, counts: dict[str, int]) -> tuple[Segment, ...]:
+    if spec.user is None:
+        return clean(read_turns(record.values, record.where), record.where, counts)
+    named = {"system": spec.system, "user": spec.user, "assistant": spec.assistant}
+    turns = [(role, fill(text, record.values, record.where), role == "assistant") for role, text in named.items() if text is not None]
+    return clean(turns, record.where, counts)
+
+
+def _hub_documents(spec: TextSpec, counts: dict[str, int], unfit: UnfitRule) -> Iterator[Document | None]:
+    assert spec.dataset is not None
+    rows = hub_rows(spec.dataset, spec.subset, spec.split or "train", spec.revision, spec.shuffle_seed, spec.label)
+    yield from _documents(rows, spec, counts, unfit)
+
+
 # -------------------------------------------------------------------------------------------------------------------- files
 
 
-def _file_texts(spec: TextSpec, base: Path, max_bytes: int) -> Iterator[tuple[str, str]]:
-    assert spec.path is not None
-    for name, path in find_files(spec.path, base):
-        yield from READERS[_format_of(spec, path, name)](spec, path, name, max_bytes)
+def _file_documents(spec: TextSpec, base: Path, max_bytes: int, counts: dict[str, int], unfit: UnfitRule) -> Iterator[Document | None]:
+    for name, path in find_files(spec.path or "", base):
+        records = _records(spec, path, name, max_bytes)
+        yield from _plain_texts(spec, path, name, max_bytes) if records is None else _documents(records, spec, counts, unfit)
 
 
-def _format_of(spec: TextSpec, path: Path, name: str) -> str:
-    if spec.format != "auto":
-        return spec.format
+def _records(spec: TextSpec, path: Path, name: str, max_bytes: int) -> Iterator[Record] | None:
+    """Return the records of a file, None for plain text."""
     suffix = Path(path.stem).suffix if path.suffix in (".gz", ".zst") else path.suffix
-    if suffix == ".json":
-        raise TextError(f"{name}: a .json file is one value", hint="write one object a line and name it .jsonl, or set format: txt")
-    return {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}.get(suffix, "txt")
+    known = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"}
+    kind = {"auto": known.get(suffix, "txt"), "conversations": "parquet" if suffix == ".parquet" else "json"}.get(spec.format, spec.format)
+    if kind == "txt":
+        return None
+    if spec.separator:
+        raise TextError(f"{name}: a separator splits plain text, records are documents already", hint="remove `separator`")
+    if kind == "parquet":
+        return parquet_rows(path, name, _columns(spec, name))
+    return {"jsonl": json_lines, "json": json_records}[kind](path, name, max_bytes)
 
 
-def _plain_texts(spec: TextSpec, path: Path, name: str, max_bytes: int) -> Iterator[tuple[str, str]]:
-    if spec.text != PLAIN:
-        raise TextError(f"{name}: plain text has no fields for {spec.text!r}", hint="leave `text` out, or set `format: jsonl`")
+def _plain_texts(spec: TextSpec, path: Path, name: str, max_bytes: int) -> Iterator[Document]:
+    if spec.templates != (PLAIN,):
+        raise TextError(f"{name}: plain text has no fields for {spec.templates[0]!r}", hint="leave `text` out, or set `format: jsonl`")
     separator = spec.separator
     line = in_line = 0
     for number, piece in enumerate(read_pieces(path, name, separator.encode() if separator else None, max_bytes)):
@@ -199,99 +271,28 @@ def _plain_texts(spec: TextSpec, path: Path, name: str, max_bytes: int) -> Itera
         in_line = in_line + 1 if piece.line == line else 1
         line = piece.line
         origin = f"{name}:{line}" + (f".{in_line}" if in_line > 1 else "")  # the second document that begins in line 7 is 7.2
-        yield (separator + text if separator and spec.keep_separator and number else text), origin if separator else name
+        text = separator + text if separator and spec.keep_separator and number else text
+        yield Document.plain(text, spec.domain, origin if separator else name)
 
 
-def _json_texts(spec: TextSpec, path: Path, name: str, max_bytes: int) -> Iterator[tuple[str, str]]:
-    if spec.separator:
-        raise TextError(f"{name}: a separator splits plain text, JSON lines are documents already", hint="remove `separator`")
-    for piece in read_pieces(path, name, b"\n", max_bytes):
-        text, where = decode(piece, name), f"{name}, line {piece.line}"
-        if not text.strip():
-            continue
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise TextError(f"{where}: not JSON: {error.msg} at column {error.colno}", hint=_JSON_HINT) from None
-        except (ValueError, RecursionError) as error:
-            raise TextError(f"{where}: JSON that no one should write: {error}", hint=_JSON_HINT) from None
-        if not isinstance(record, dict):
-            raise TextError(f"{where}: got a {type(record).__name__}, expected an object", hint=_JSON_HINT)
-        yield fill(spec.text, record, where), f"{name}:{piece.line}"
+def _columns(spec: TextSpec, name: str) -> Callable[[Any], list[str]]:
+    """Return what chooses the columns of a Parquet file by its schema: those that templates name, or the one that holds turns."""
+    from pyarrow import types
 
+    def choose(schema: Any) -> list[str]:
+        turns = [field for field in LISTS if field in schema.names]
+        if spec.format == "conversations" or (spec.templates == (PLAIN,) and "text" not in schema.names and turns):
+            if not turns:
+                raise TextError(f"{name}: no column {' and none '.join(LISTS)}", hint=f"its columns: {', '.join(schema.names)[:120]}")
+            return turns[:1]
+        fields = [field for template in spec.templates for field in template_fields(template)]
+        for field in fields:
+            if field not in schema.names:
+                raise TextError(f"{name}: column {did_you_mean(field, schema.names)}", hint="`text` names the columns in braces")
+            kind = schema.field(field).type
+            kind = kind.value_type if types.is_dictionary(kind) else kind
+            if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
+                raise TextError(f"{name}: column {field!r} holds {kind}, expected text", hint="name a column of strings")
+        return fields
 
-_JSON_HINT = "each line must be one JSON object"
-
-
-def _parquet_texts(spec: TextSpec, path: Path, name: str, _: int) -> Iterator[tuple[str, str]]:
-    from pyarrow import ArrowException, parquet, types
-
-    fields = list(dict.fromkeys(template_fields(spec.text)))
-    try:
-        with parquet.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            for field in fields:
-                if field not in schema.names:
-                    raise TextError(f"{name}: column {did_you_mean(field, schema.names)}", hint="`text` names the columns in braces")
-                kind = schema.field(field).type
-                kind = kind.value_type if types.is_dictionary(kind) else kind
-                if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
-                    raise TextError(f"{name}: column {field!r} holds {kind}, expected text", hint="name a column of strings")
-            row = 0
-            for batch in file.iter_batches(batch_size=256, columns=fields):
-                for record in batch.to_pylist():
-                    row += 1
-                    yield fill(spec.text, record, f"{name}, row {row}"), f"{name}:{row}"
-    except (ArrowException, UnicodeDecodeError, OSError) as error:
-        raise TextError(f"{name}: not a readable Parquet file: {str(error).splitlines()[0]}", hint="is it whole, and UTF-8?") from None
-
-
-READERS = {"txt": _plain_texts, "jsonl": _json_texts, "parquet": _parquet_texts}
-
-
-def fill(template: str, record: Mapping[str, Any], where: str) -> str:
-    """Return a template with a record's fields in it; braces inside the fields mean nothing.
-
-    Raises:
-        TextError: a field is missing, is no string, or holds half of a surrogate pair; names ``where``.
-
-    >>> fill("{a}: {b}", {"a": "one", "b": "{two}"}, "here")
-    'one: {two}'
-    """
-    parts: list[str] = []
-    for literal, field, _, _ in Formatter().parse(template):
-        parts.append(literal)
-        if field is None:
-            continue
-        if field not in record:
-            raise TextError(f"{where}: field {did_you_mean(field, map(str, record))}", hint="`text` names the fields in braces")
-        value = record[field]
-        if not isinstance(value, str):
-            got = type(value).__name__
-            raise TextError(f"{where}: field {field!r} is {got}, expected a string", hint="name another field, or convert it")
-        parts.append(value)
-    text = "".join(parts)
-    if not text.isascii() and (half := re.search(r"[\ud800-\udfff]", text)):
-        raise TextError(f"{where}: holds \\u{ord(half[0]):04x}, half of a surrogate pair", hint="no UTF-8 can hold it: remove the escape")
-    return text
-
-
-# ---------------------------------------------------------------------------------------------------------------------- hub
-
-
-def _hub_texts(spec: TextSpec) -> Iterator[tuple[str, str]]:
-    import datasets  # seconds of import, and most corpora are files
-
-    assert spec.dataset is not None
-    try:
-        stream = datasets.load_dataset(spec.dataset, spec.subset, split=spec.split or "train", revision=spec.revision, streaming=True)
-        if spec.shuffle_seed is not None:
-            stream = stream.shuffle(seed=spec.shuffle_seed, buffer_size=SHUFFLE_BUFFER)
-        for row, record in enumerate(stream, start=1):
-            yield fill(spec.text, record, f"{spec.label}, row {row}"), f"{spec.label}:{row}"
-    except TextError:
-        raise
-    except Exception as error:  # the hub, its cache and its readers raise dozens of kinds
-        first = (str(error).splitlines() or [""])[0]
-        hint = "check its name, subset and split, the network, and (for gated data) `hf auth login`"
-        raise TextError(f"dataset {spec.label}: {type(error).__name__}: {first}", hint=hint) from error
+    return choose

@@ -22,20 +22,26 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer, UInt8
 
 IndexLike = Any  # whatever numpy accepts between square brackets: int, slice, integer or boolean array
+END_OF_TURN = b"\xff"  # no UTF-8 contains this byte, so on the byte axis it can stand for the end of a turn
+PLAIN_ROLE = "text"
+UnfitRule = Literal["stop", "leave_out"]  # what becomes of a conversation that a chat template cannot express
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of text with one author. Only the bytes of *trained* segments are aligned, taught and measured."""
+    """A stretch of text with one author. Only the bytes of *trained* segments are aligned, taught and measured.
+
+    The role is ``text`` in a plain document, and ``system``, ``user`` or ``assistant`` in a conversation.
+    """
 
     text: str
-    role: str = "text"
+    role: str = PLAIN_ROLE
     trained: bool = True
 
 
@@ -56,10 +62,28 @@ class Document:
             digest.update(f"{segment.role}\0{int(segment.trained)}\0{len(data)}\0".encode() + data)
         return digest.hexdigest()[:32]
 
+    @property
+    def is_conversation(self) -> bool:
+        """Return whether its segments are the turns of a conversation."""
+        return any(segment.role != PLAIN_ROLE for segment in self.segments)
+
     @cached_property
     def trained_bytes(self) -> bytes:
-        """Return the UTF-8 bytes of all trained segments, concatenated: the byte axis that every model shares."""
-        return "".join(segment.text for segment in self.segments if segment.trained).encode()
+        r"""Return the UTF-8 bytes of all trained segments, concatenated: the byte axis that every model shares.
+
+        In a conversation one byte more, ``END_OF_TURN``, stands behind each of them: that a turn ends is learned like any other byte.
+
+        >>> Document((Segment("Hi!", "user", trained=False), Segment("Hello.", "assistant"))).trained_bytes
+        b'Hello.\xff'
+        """
+        end = END_OF_TURN if self.is_conversation else b""
+        return b"".join(segment.text.encode() + end for segment in self.segments if segment.trained)
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """Return the bytes of all its segments, and one for the end of each trained turn: how long it is to read."""
+        untrained = sum(len(segment.text.encode()) for segment in self.segments if not segment.trained)
+        return len(self.trained_bytes) + untrained
 
     @classmethod
     def plain(cls, text: str, domain: str = "text", origin: str = "") -> Document:
@@ -73,7 +97,8 @@ class Vocabulary:
 
     Attributes:
         flat: the bytes of all tokens, one after the other.
-        offsets: token ``i`` owns ``flat[offsets[i]:offsets[i + 1]]``; control tokens own nothing.
+        offsets: token ``i`` owns ``flat[offsets[i]:offsets[i + 1]]``; control tokens own nothing, but for the one that ends a turn where
+            conversations are read: it owns ``END_OF_TURN``.
         strings: the tokens as the tokenizer spells them (``Ġthe``, ``▁the``, ``<0x0A>``), for the papers' string rules.
         control: ids by class: ``bos``, ``eos``, ``pad``, ``unk``, ``end_of_turn``, ``start`` (what stands before a plain text), where there is one.
         key: a hash of everything above; the identity of the tokenizer in caches.

@@ -12,13 +12,15 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 from jaxtyping import Int
 
 from lmfuse.bytes import ByteTokenizer
+from lmfuse.conversation_windows import ConversationFitter
 from lmfuse.errors import TextError
-from lmfuse.types import Document, Encoding, Segment
+from lmfuse.types import Document, Encoding, Segment, UnfitRule
 
 BLOCK_BYTES = 2**18  # longer documents are cut here first
 GROUP_BYTES = 2**23  # of documents that are tokenised together: feeds all cores, bounds memory
@@ -33,11 +35,13 @@ class Windows:
     """Windows in the order of their documents, and what cutting them cost.
 
     Counters: ``documents_cut``, ``cuts_at_paragraph``, ``cuts_at_line``, ``cuts_at_space``, ``cuts_at_character`` (inside a word), and
-    ``windows_halved``: a window had more tokens on its own than seen from its document.
+    ``windows_halved``: a window had more tokens on its own than seen from its document. Where there are conversations, those of
+    ``ConversationFitter``, too; ``left_out`` says of each that is left out why.
     """
 
     documents: list[Document]
     counters: dict[str, int]
+    left_out: tuple[str, ...] = ()
 
 
 def fit_windows(
@@ -47,6 +51,7 @@ def fit_windows(
     *,
     max_bytes: int | None = None,
     min_bytes: int = 64,
+    unfit: UnfitRule = "stop",
 ) -> Windows:
     """Cut documents into windows of at most ``max_tokens[i]`` tokens of ``tokenizers[i]``, start token included.
 
@@ -54,13 +59,21 @@ def fit_windows(
     moved forward where that is possible. Documents that fit stay as they are, short or not. A window keeps its document's domain; its
     origin is the document's with ``#first-end``, the bytes it covers.
 
+    A conversation is never cut: it keeps its longest beginning that ends with a trained segment and fits, or is left out.
+
     Raises:
-        TextError: a document is a conversation, or a single character needs more tokens than a model can read.
+        TextError: a single character needs more tokens than a model can read.
+        InputError: a chat template cannot express a conversation (unless ``unfit`` is ``leave_out``), or is itself at fault.
+        TokenizerError: there are conversations, and a tokenizer has no chat template.
     """
     if not tokenizers or len(tokenizers) != len(max_tokens):
         raise ValueError(f"{len(tokenizers)} tokenizers, {len(max_tokens)} limits")
-    cutter = _Cutter(tokenizers, max_tokens, max_bytes, min_bytes)
-    return Windows([window for group in _groups(documents) for window in cutter.windows(group)], dict(cutter.counters))
+    cutter, fitter = _Cutter(tokenizers, max_tokens, max_bytes, min_bytes), ConversationFitter(tokenizers, max_tokens, unfit)
+    windows: list[Document] = []
+    for talks, run in groupby(documents, key=lambda document: document.is_conversation):
+        for group in _groups(list(run)):
+            windows += fitter.fit(group) if talks else cutter.windows(group)
+    return Windows(windows, dict(cutter.counters) | fitter.counters, tuple(fitter.left_out))
 
 
 def origin_of(window: Document) -> str:
@@ -106,7 +119,10 @@ class _Cutter:
     def windows(self, documents: Sequence[Document]) -> Iterator[Document]:
         for document in documents:
             if len(document.segments) != 1 or not document.segments[0].trained:
-                raise TextError(f"{document.origin or document.id}: conversations cannot be cut into windows", hint="give plain text")
+                raise TextError(
+                    f"{document.origin or document.id}: {len(document.segments)} segments, expected one",
+                    hint="join them, or name their roles",
+                )
         data = [document.trained_bytes for document in documents]
         blocks = [block for number in range(len(documents)) for block in self.blocks(data[number], number)]
         done: list[_Range] = []

@@ -124,6 +124,23 @@ def test_by_hand_spans_are_whole_or_unknown():
     assert truth([False, True, True, True])[0] == pytest.approx([float("nan"), 2.0, 3.0], nan_ok=True)
 
 
+def test_by_hand_a_later_answer_opens_a_span_where_the_turn_before_it_ended():
+    """Two turns 6 | 7 and 8 | 9, the template's 5 before each of them."""
+    encoding = Encoding(np.array([5, 6, 7, 5, 8, 9]), np.array([-1, 0, 2, -1, 3, 5]), np.array([-1, 2, 3, -1, 5, 6]))
+    rows = TopK(np.zeros((6, 1), np.int64), np.zeros((6, 1), np.float32), np.full(6, -np.inf, np.float32), 20)
+
+    def truth(end_known: bool) -> list[float]:
+        boundary = np.array([False, True, end_known, False, True, True])
+        fused = Fused(rows, np.ones(6, bool), np.zeros(6, np.int64), np.array([np.nan, 1.0, 2.0, np.nan, 3.0, 4.0]), boundary)
+        found = collate([example(Document.plain("x"), encoding, fused, 0.5)]).teacher
+        assert found is not None
+        assert found.joined.tolist() == [False, True, False, True]
+        return found.truth_nll_nats.tolist()
+
+    assert truth(True) == [1.0, 2.0, 3.0, 4.0]
+    assert truth(False) == pytest.approx([1.0, 2.0, float("nan"), 4.0], nan_ok=True)
+
+
 def test_two_documents_are_never_joined():
     for step in reader(texts(12), marked, settings=quick(batch_documents=4)).steps():
         for batch in step.batches:

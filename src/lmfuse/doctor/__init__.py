@@ -20,25 +20,37 @@ from lmfuse.doctor.lines import Finder
 from lmfuse.doctor.rows import measure
 from lmfuse.doctor.samples import maps_by_use, published
 from lmfuse.doctor.tokenizers import describe, has_chat_template, shared_vocabulary, token
+from lmfuse.doctor.turns import boundaries
 from lmfuse.errors import InputError
+from lmfuse.model_facts import rows_of
 from lmfuse.model_files import local_folder
 from lmfuse.models import ModelSpec, load_tokenizer
-from lmfuse.text import TextSpec, read_documents
+from lmfuse.text import TextSpec, read_documents, reads_conversations
 from lmfuse.types import Document, Vocabulary
 
 TEXT_BYTES = 1 << 23  # of the text that are looked at
 
 
-def examine(target: str, source: str, text: Path, *, field: str = "{text}", lines: int = 20, rows: Path | None = None) -> dict[str, Any]:
+def examine(
+    target: str,
+    source: str,
+    text: Path,
+    *,
+    field: str = "{text}",
+    lines: int = 20,
+    rows: Path | None = None,
+    chat_template: str = "own",
+) -> dict[str, Any]:
     """Compare two models' tokenizers on a text file, and on collected rows of the source where there are any.
 
     Args:
         target: folder or hub name of the model that would learn.
         source: of the model that would teach.
-        text: a file of text; the first ``TEXT_BYTES`` of it are looked at.
+        text: a file of text or of conversations; the first ``TEXT_BYTES`` of it are looked at.
         field: template of a record's text.
         lines: excerpts to choose.
         rows: folder of the source's rows.
+        chat_template: how both read conversations, see ``chat_template.choose_template``.
 
     Raises:
         InputError: a model folder, the text or the rows cannot be used.
@@ -46,9 +58,11 @@ def examine(target: str, source: str, text: Path, *, field: str = "{text}", line
     if lines < 1:
         raise InputError(f"lines is {lines}, expected 1 or more", hint="20 is usual")
     specs = [ModelSpec(model=name) for name in (target, source)]
-    tokenizers = [load_tokenizer(spec) for spec in specs]
+    wanted = _spec(text, field)
+    template = chat_template if reads_conversations(wanted, Path()) else "none"
+    tokenizers = [load_tokenizer(spec) if template == "none" else _reading(spec, template) for spec in specs]
     names = [spec.label for spec in specs] if specs[0].label != specs[1].label else [target, source]
-    documents, cut = _read(text, field)
+    documents, cut = _read(wanted)
     found = compare(names, tokenizers, documents, lines)
     found["text"] |= {"name": text.name, "cut": cut}
     if rows is not None:
@@ -79,23 +93,35 @@ def compare(names: Sequence[str], tokenizers: Sequence[ByteTokenizer], documents
         "kinds": axis.spans.by_kind(), "spans": finder.spans(), "lines": finder.lines(lines),
         "overlap": _overlap(axis, target.vocabulary, source.vocabulary),
         "maps": maps_by_use(target, source, axis.source.ids), "control": _control(target.vocabulary, source.vocabulary), "rows": None,
+        "turns": boundaries(axis, target.vocabulary, source.vocabulary),
     }  # fmt: skip
 
 
-def _read(text: Path, field: str) -> tuple[list[Document], bool]:
-    """Return the first documents of a file, and whether there was more; one document alone is cut to what is looked at."""
-    found: list[Document] = []
-    room = TEXT_BYTES
+def _reading(spec: ModelSpec, template: str) -> ByteTokenizer:
+    """Return a model's tokenizer with a chat template."""
+    folder = local_folder(spec, weights=False)
+    return ByteTokenizer.load(folder, spec.document_start, rows_of(folder), chat_template=template, model=spec.label)
+
+
+def _spec(text: Path, field: str) -> TextSpec:
     try:
-        spec = TextSpec(domain="text", path=str(text.absolute()), text=field if "{" in field else f"{{{field}}}")
+        return TextSpec(domain="text", path=str(text.absolute()), text=field if "{" in field else f"{{{field}}}")
     except ValidationError as error:
         what = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
         raise InputError(f"--field {field!r}: {what}", hint="name a field, or write a template such as '{question} {answer}'") from None
+
+
+def _read(spec: TextSpec) -> tuple[list[Document], bool]:
+    """Return the first documents of a file, and whether there was more; one plain document alone is cut to what is looked at."""
+    found: list[Document] = []
+    room = TEXT_BYTES
     for document in read_documents(spec, Path()):
         if room <= 0:
             return found, True
         data = document.trained_bytes
-        if len(data) > room:
+        if len(data) > room and document.is_conversation and found:
+            return found, True
+        if len(data) > room and not document.is_conversation:
             found.append(Document.plain(data[:room].decode(errors="ignore"), document.domain, document.origin))
             return found, True
         found.append(document)

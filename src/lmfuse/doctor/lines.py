@@ -10,11 +10,12 @@ import numpy as np
 from jaxtyping import Int
 
 from lmfuse.doctor.axis import KINDS, Axis, Tokens
-from lmfuse.types import Document, Vocabulary
+from lmfuse.types import END_OF_TURN, Document, Vocabulary
 
 LINE_BYTES = 160  # of an excerpt; a chunk is never cut for it
 CHUNK_BYTES = 640  # of a chunk that is shown; the rest of a longer one is left out
 SPANS = 20
+LINE_ENDS = [ord("\n"), END_OF_TURN[0]]
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Finder:
 
     def _ordinary(self, count: int) -> list[int]:
         """Return the first chunks of lines that are neither short nor long, evenly spaced; of whatever lines there are if none is so."""
-        breaks = np.append(-1, np.union1d(np.flatnonzero(self.axis.data == ord("\n")), (self.axis.base - 1)[1:]))
+        breaks = np.append(-1, np.union1d(np.flatnonzero(np.isin(self.axis.data, LINE_ENDS)), (self.axis.base - 1)[1:]))
         ends = np.append(breaks[1:], len(self.axis.data))
         width = ends - breaks - 1
         usable = np.flatnonzero((width >= 20) & (width <= LINE_BYTES))
@@ -137,15 +138,15 @@ class Finder:
         }  # fmt: skip
 
     def _line(self, index: int, document: int) -> tuple[int, int]:
-        """Return the range of chunks of the line that a chunk begins in; a chunk that ends with a newline ends the line."""
+        """Return the range of chunks of the line that a chunk begins in; a chunk that ends with a newline, or ends a turn, ends the line."""
         chunks, data = self.axis.spans, self.axis.data
         base = int(self.axis.base[document])
         top = base + int(self.axis.lengths[document])
         start, end = int(chunks.start[index]), int(chunks.end[index])
         window = data[max(base, start - LINE_BYTES) : start].tobytes()
-        before = start - len(window) + window.rfind(b"\n") + 1
+        before = start - len(window) + max(window.rfind(sign) for sign in LINE_ENDS) + 1
         ahead = data[end : min(top, end + LINE_BYTES)].tobytes()
-        found = ahead.find(b"\n") + 1
-        after = end + (found or len(ahead)) if data[end - 1] != ord("\n") else end
+        found = min((place for sign in LINE_ENDS if (place := ahead.find(sign) + 1)), default=0)
+        after = end + (found or len(ahead)) if data[end - 1] not in LINE_ENDS else end
         low = int(np.searchsorted(chunks.start, before, side="right")) - 1
         return min(low, index), max(int(np.searchsorted(chunks.start, after)), index + 1)

@@ -50,8 +50,19 @@ def summary(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             "; ".join(f"{kind} {values['whitespace'][kind]}" for kind in ("spaces", "tabs", "newlines")),
         )
         yield f"{side} writes before a text", " ".join(visible(token["string"]) for token in values["start"]) or "nothing"
+    if found.get("turns"):
+        yield from _turns(found["turns"])
     if found.get("rows"):
         yield from _rows(found["rows"])
+
+
+def _turns(turns: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "trained turns", f"{turns['turns']:,}"
+    for side in ("target", "source"):
+        found = turns[side]
+        end = f"{visible(found['end'])} ends a turn" if found["end"] else "no single token ends a turn: that byte is masked"
+        masked = ", ".join(f"{found[f'masked_{part}']:,} {part}" for part in ("first", "last", "end"))
+        yield f"  {side}", f"{end}; masked bytes at turns: {masked}; {found['prefixed']:,} begin with the template's space"
 
 
 def _coverage(coverage: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

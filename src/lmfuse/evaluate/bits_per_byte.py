@@ -15,16 +15,23 @@ from lmfuse.types import Document, DocumentScore
 
 
 def score_documents(
-    model: LanguageModel, documents: Sequence[Document], *, batch_tokens: int, progress: Callable[[int], None] | None = None
+    model: LanguageModel,
+    documents: Sequence[Document],
+    *,
+    batch_tokens: int,
+    turn_ends: bool = True,
+    progress: Callable[[int], None] | None = None,
 ) -> list[DocumentScore]:
     """Measure a model on documents, in their order: negative log-likelihood of the bytes it predicts, and how many those are.
 
-    Bytes that the model's tokenizer cannot represent, and those of a first token with nothing before it, are in neither number.
+    Bytes that the model's tokenizer cannot represent, and those of a first token with nothing before it, are in neither number. Where one
+    of the models that are compared has no single token for the end of a turn, ``turn_ends`` leaves these bytes out of all of them.
 
     Args:
         model: the model; it is put into evaluation mode meanwhile.
         documents: what it is measured on; each must fit its context.
         batch_tokens: padded tokens of a batch.
+        turn_ends: whether the ends of turns in conversations count.
         progress: called with the number of tokens just scored.
 
     Raises:
@@ -40,11 +47,13 @@ def score_documents(
         if progress is not None:
             progress(len(chunk.rows))
     scores = []
+    ends = -1 if turn_ends or model.tokenizer.chat is None else model.tokenizer.vocabulary.control.get("end_of_turn", -1)
     for index, (document, encoding) in enumerate(zip(documents, encodings, strict=True)):
-        total = float(nll_nats[plan.offsets[index] : plan.offsets[index + 1]].sum())
+        counted = encoding.ids[plan.positions[index]] != ends
+        total = float(nll_nats[plan.offsets[index] : plan.offsets[index + 1]][counted].sum())
         if not math.isfinite(total):
             raise ModelError(f"document {document.id}: the model's probabilities are not finite", "try dtype float32")
-        predicted = plan.positions[index]
+        predicted = plan.positions[index][counted]
         scores.append(
             DocumentScore(document.id, document.domain, total, int((encoding.ends[predicted] - encoding.starts[predicted]).sum()))
         )

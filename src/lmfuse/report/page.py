@@ -14,7 +14,7 @@ from lmfuse.disk import write_atomic
 from lmfuse.errors import InputError
 from lmfuse.report import plots
 
-CONTROLS = ("clm", "self", "target")
+CONTROLS = ("clm", "self", "target")  # of reports that do not name theirs
 
 
 def verdict(found: Mapping[str, Any]) -> str:
@@ -38,7 +38,7 @@ def headline(report: Mapping[str, Any]) -> list[dict[str, str]]:
     """Return the result arm against each control, macro over domains, with a class for its colour."""
     result = report["run"].get("result", "fused")
     lines = []
-    for control in CONTROLS:
+    for control in report["run"].get("controls", CONTROLS):
         for found in report["comparisons"]:
             if (found["a"], found["b"], found["domain"]) == (result, control, "macro"):
                 kind = "better" if found["ci95"][1] < 0 else "worse" if found["ci95"][0] > 0 else "even"
@@ -58,7 +58,8 @@ def render(report: Mapping[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("lmfuse.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    given = {"target", *(source["name"] for source in report["run"]["sources"])}  # so far off that they would squeeze the rest
+    target = report["run"].get("controls", CONTROLS)[-1]
+    given = {target, *(source["name"] for source in report["run"]["sources"])}  # so far off that they would squeeze the rest
     trained = set(report["arms"]) - given
     result = report["run"].get("result", "fused")
     shown = [c for c in report["comparisons"] if c["b"] in trained and (c["domain"] == "macro" or c["a"] == result)]
@@ -87,7 +88,7 @@ def render_folder(folder: Path) -> Path:
         raise InputError(f"{folder} holds no report/report.json", hint="`lmfuse run` writes it when a run is done")
     try:
         page = render(json.loads(source.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{source}: not a report ({error!r})", hint="run the recipe again; finished stages are reused") from None
     target = folder / "report" / "index.html"
     write_atomic(target, page.encode())

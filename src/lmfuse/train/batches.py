@@ -133,13 +133,20 @@ def example(document: Document, encoding: Encoding, fused: Fused | None, clm_wei
     """Choose the predicted tokens of a document and their teacher rows.
 
     A token behind one that is not predicted, in the middle of a span that begins with that one, counts as one of which the teacher's
-    probability is not known: the whole span's is never known.
+    probability is not known: the whole span's is never known. The first token of a later answer stands behind the template's words and
+    begins where the turn before it ends: it opens a span.
     """
     targets = 1 + np.flatnonzero(encoding.starts[1:] >= 0)
-    meets = encoding.starts[targets] == encoding.ends[targets - 1]
-    joined = meets & (np.append(-1, targets[:-1]) == targets - 1)
+    before = np.append(-1, targets)[:-1]  # the predicted token before
+    meets, follows = (encoding.starts[targets] == encoding.ends[place] for place in (targets - 1, before))
+    joined = meets & (before == targets - 1)
     if fused is not None:
-        opens = joined | (encoding.starts[targets] == 0) | (meets & fused.boundary[targets - 1])
+        opens = (
+            joined
+            | (encoding.starts[targets] == 0)
+            | (meets & fused.boundary[targets - 1])
+            | (follows & (before >= 0) & fused.boundary[before])
+        )
         truth = np.where(opens, fused.truth_nll_nats[targets], np.nan).astype(np.float32)
         fused = Fused(fused.topk[targets], fused.taught[targets], fused.winner[targets], truth, fused.boundary[targets])
     return Example(document.id, encoding.ids, targets, joined, fused, clm_weight)
@@ -219,7 +226,7 @@ class Reader:
         Raises:
             TextError: a document has more tokens than the model can read.
         """
-        lengths = np.array([len(document.trained_bytes) for document in self.documents])
+        lengths = np.array([document.num_bytes for document in self.documents])
         for index, planned in enumerate(planned_steps(lengths, self.settings, start), start):
             mine = planned[self.process :: self.num_processes]
             if mine:

@@ -120,7 +120,8 @@ def save_model(model: LanguageModel, folder: Path, *, dtype: str, source: Path) 
         model: usually float32 after training.
         folder: where to; made if it does not exist.
         dtype: of the weights on disk, such as ``bfloat16``; ``config.json`` says the same.
-        source: the folder that the model came from: its configuration, tokenizer files and licence are copied.
+        source: the folder that the model came from: its configuration, tokenizer files and licence are copied. The chat template is that
+            which the model reads conversations with, if it does.
     """
     wanted: torch.dtype = getattr(torch, dtype)
     state = model.module.state_dict(keep_vars=True)
@@ -134,6 +135,8 @@ def save_model(model: LanguageModel, folder: Path, *, dtype: str, source: Path) 
     for pattern in COPIED:
         for path in source.glob(pattern):
             shutil.copyfile(path, folder / path.name)
+    if model.tokenizer.chat is not None:  # the one that it was trained with, whosever it is
+        (folder / "chat_template.jinja").write_text(model.tokenizer.chat.source, encoding="utf-8")
 
 
 def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:

@@ -1,0 +1,146 @@
+"""The models that a run trains and compares: who teaches each, by which methods, and which of them are merged afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from lmfuse.align.byte_law import ByteLaw
+from lmfuse.align.dtw import Dtw
+from lmfuse.catalogue import FAMILIES, AlignMethod, FuseMethod, LossMethod, MergeMethod
+from lmfuse.errors import did_you_mean
+from lmfuse.fuse.min_ce import MinCE
+from lmfuse.losses.cross_entropy import CrossEntropy
+from lmfuse.losses.kl import KL
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(min_length=1)]
+
+
+class Arm(BaseModel):
+    """One trained model of the comparison: who teaches it, and how.
+
+    Attributes:
+        name: its name in the report.
+        teacher: ``none`` (plain continued training), ``self`` (the frozen target's own rows), ``sources`` (all of them, fused), ``best_single``
+            (the source that does best on the held-out text) or the name of one source.
+        align, fuse, loss: the methods.
+        include_target: whether the target's own rows compete as one more source, as published.
+        learning_rate: instead of the one found for plain training.
+        clm_weight: per domain, instead of the loss's own.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Name
+    teacher: str = "sources"
+    align: AlignMethod = ByteLaw()
+    fuse: FuseMethod = MinCE()
+    loss: LossMethod = KL()
+    include_target: bool = False
+    learning_rate: Rate | None = None
+    clm_weight: dict[str, Share] = {}
+
+
+class MergedArm(BaseModel):
+    """One model of the comparison that is merged from trained arms, the target being their base.
+
+    Attributes:
+        name: its name in the report.
+        method: how their weights become one.
+        of: the arms; by default those that ``pairwise`` stands for.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Name
+    method: MergeMethod
+    of: tuple[str, ...] = ()
+
+
+PAPER = Arm(name="paper", align=Dtw(k=10), fuse=MinCE(unit="token", judge="training_text", reward_dtype="bfloat16", no_teacher=False),
+            loss=CrossEntropy(clm_weight=0.9, tail="renormalise"), include_target=True)  # fmt: skip
+WORDS: Mapping[str, str] = {
+    "clm": "plain continued training on the same text: the control that fusion must beat",
+    "self": "the frozen target teaches itself: the placebo, whatever it gains is regularisation",
+    "fused": "the recipe's own align, fuse and loss over all sources",
+    "best_single": "the same, from the one source that does best on held-out text",
+    "pairwise": "one arm per source, `pair-NAME`: that source and the target's own rows, fused; FuseChat's first step (arXiv:2408.07990)",
+    "all_at_once": "all sources and the target's own rows, fused: what `pairwise` and a merge are compared with",
+    "paper": "FuseLLM as published (arXiv:2401.10491): DTW and MinED, per-token MinCE with the target among the sources, lambda 0.9",
+}
+MERGES = tuple(str(vars(member)["name"]) for family in FAMILIES if family.key == "merge" for member in family.members)
+
+
+def pair_name(source: str) -> str:
+    """Return the name of the arm that ``pairwise`` makes for a source."""
+    return f"pair-{source}"
+
+
+def check_words(values: Any, known: Iterable[str]) -> Any:
+    """Return values as they are.
+
+    Raises:
+        ValueError: one of them is a word that is not known.
+    """
+    known = tuple(known)
+    for value in values if isinstance(values, list | tuple) else ():
+        if isinstance(value, str) and value not in known:
+            raise ValueError(did_you_mean(value, known))
+    return values
+
+
+def resolve_arms(given: Sequence[str | Arm], sources: Sequence[str], methods: Mapping[str, Any]) -> tuple[Arm, ...]:
+    """Return every arm in full, plain continued training first. ``methods`` are those of words that say nothing else."""
+    known: dict[str, list[Arm]] = {
+        "clm": [Arm(name="clm", teacher="none")],
+        "self": [Arm(name="self", teacher="self", **methods)],
+        "fused": [Arm(name="fused", **methods)],
+        "best_single": [Arm(name="best_single", teacher="best_single", **methods)],
+        "pairwise": [Arm(name=pair_name(source), teacher=source, include_target=True, **methods) for source in sources],
+        "all_at_once": [Arm(name="all_at_once", include_target=True, **methods)],
+        "paper": [PAPER],
+    }
+    arms = [arm for each in given for arm in (known[each] if isinstance(each, str) else [each])]
+    return (*known["clm"], *(arm for arm in arms if arm.name != "clm"))
+
+
+def resolve_merges(given: Sequence[str | MergedArm], arms: Sequence[Arm], sources: Sequence[str]) -> tuple[MergedArm, ...]:
+    """Return every merge in full; a word is a merge method with its defaults.
+
+    Raises:
+        ValueError: there is nothing to merge, an arm that is to be merged does not exist, or a method cannot merge so many models.
+    """
+    names = [arm.name for arm in arms]
+    pairs = tuple(pair_name(source) for source in sources if pair_name(source) in names)
+    found = []
+    for each in given:
+        merge = MergedArm(name=each, method=_by_name(each)) if isinstance(each, str) else each
+        merge = merge if merge.of else merge.model_copy(update={"of": pairs})
+        if not merge.of:
+            raise ValueError(f"merges.{merge.name}: nothing to merge; add `pairwise` to arms, or name arms in `of`")
+        for name in merge.of:
+            if name not in names:
+                raise ValueError(f"merges.{merge.name}.of: {did_you_mean(name, names)}")
+        try:
+            merge.method.check(len(merge.of), has_base=True)
+        except ValueError as problem:
+            raise ValueError(f"merges.{merge.name}: {problem}") from None
+        found.append(merge)
+    return tuple(found)
+
+
+def _by_name(word: str) -> Any:
+    """Return a merge method with its defaults.
+
+    Raises:
+        ValueError: the method has a setting without a default.
+    """
+    try:
+        return TypeAdapter(MergeMethod).validate_python({"name": word})
+    except ValidationError as error:
+        missing = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise ValueError(f"merges: {word} needs {missing}; write the merge in full: name, method, of") from None
