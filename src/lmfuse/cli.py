@@ -23,6 +23,7 @@ app = typer.Typer(
 
 RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
 OutOption = Annotated[Optional[Path], typer.Option("--out", help="Folder of the run; default: runs/NAME.", show_default=False)]  # noqa: UP045
+TemplateOption = Annotated[str, typer.Option(help="How conversations are read: own, openchat, or the path of a jinja file.")]
 CacheOption = Annotated[
     Path | None,
     typer.Option(
@@ -86,13 +87,14 @@ def align(
     html: Annotated[Optional[Path], typer.Option(help="Write a page with lines of the text, cut by both.", show_default=False)] = None,  # noqa: UP045
     lines: Annotated[int, typer.Option(help="Excerpts on the page.")] = 20,
     rows: Annotated[Optional[Path], typer.Option(help="Folder of the source's rows: what it really lost.", show_default=False)] = None,  # noqa: UP045
+    chat_template: TemplateOption = "own",
 ) -> None:
     """Show how well a source's tokens fit a target's: common boundaries, coverage, shared vocabulary, digits, what is lost."""
     from lmfuse.doctor import examine
     from lmfuse.doctor.terminal import show
     from lmfuse.report.doctor import write_page
 
-    found = examine(target, source, text, field=field, lines=lines, rows=rows)
+    found = examine(target, source, text, field=field, lines=lines, rows=rows, chat_template=chat_template)
     show(found)
     if html is not None:
         typer.echo(write_page(found, html))
@@ -121,7 +123,7 @@ def answer(
     temperature: Annotated[float, typer.Option(min=0, help="0: the likeliest token each time.")] = 0.0,
     batch_prompts: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 8,
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
-    chat_template: Annotated[str, typer.Option(help="own, openchat, or the path of a jinja file.")] = "own",
+    chat_template: TemplateOption = "own",
 ) -> None:
     """Let a chat model answer questions, as conversations to train on or to measure with. Running it again continues."""
     from lmfuse import answers
@@ -161,11 +163,12 @@ def evaluate(
     field: Annotated[str, typer.Option(help="Field of a record, or a template of fields.")] = "{text}",
     limit: Annotated[Optional[int], typer.Option(help="Documents of each file.", show_default=False)] = None,  # noqa: UP045
     window_tokens: Annotated[int, typer.Option(help="Longest window in tokens.")] = 512,
+    chat_template: TemplateOption = "own",
 ) -> None:
     """Measure bits per byte of any models on the same windows of text, with paired intervals."""
     from lmfuse import compare
 
-    compare.show(compare.compare(models, text, field, limit, window_tokens))
+    compare.show(compare.compare(models, text, field, limit, window_tokens, chat_template))
 
 
 @app.command()

@@ -12,7 +12,7 @@ from lmfuse.errors import InputError
 from lmfuse.evaluate.bits_per_byte import score_documents
 from lmfuse.evaluate.paired import Comparison, bits_per_byte_by_domain, by_unit, macro_bits_per_byte, paired_bootstrap
 from lmfuse.models import ModelSpec, inspect_model, load_model, load_tokenizer
-from lmfuse.text import TextSpec, read_documents
+from lmfuse.text import TextSpec, read_documents, reads_conversations
 from lmfuse.types import DocumentScore
 from lmfuse.windows import fit_windows, origin_of
 
@@ -25,8 +25,10 @@ class Table:
     against_first: Mapping[str, Comparison]
 
 
-def compare(models: Sequence[str], files: Sequence[Path], field: str, limit: int | None, window_tokens: int) -> Table:
-    """Measure every model on the same windows, which fit every model's context.
+def compare(
+    models: Sequence[str], files: Sequence[Path], field: str, limit: int | None, window_tokens: int, chat_template: str = "own"
+) -> Table:
+    """Measure every model on the same windows, which fit every model's context; on conversations through its chat template.
 
     Raises:
         InputError: a model or a file cannot be used, or is given twice.
@@ -34,19 +36,22 @@ def compare(models: Sequence[str], files: Sequence[Path], field: str, limit: int
     if len(set(models)) < len(models):
         raise InputError("the same model is given twice", hint="each model once")
     try:
-        specs = [ModelSpec(model=model) for model in models]
         texts = [TextSpec(domain=file.stem, path=str(file.absolute()), text=field, limit=limit) for file in files]
     except ValidationError as error:
         first_error = error.errors()[0]
         raise InputError(f"{'.'.join(map(str, first_error['loc']))}: {first_error['msg']}", hint="see `lmfuse evaluate --help`") from None
+    talks = any(reads_conversations(text, Path()) for text in texts)
+    specs = [ModelSpec(model=model, chat_template=chat_template if talks else "none") for model in models]
     contexts = [min(window_tokens, inspect_model(spec).context) for spec in specs]
     tokenizers = [load_tokenizer(spec) for spec in specs]
     documents = [document for spec in texts for document in read_documents(spec, Path())]
     windows = fit_windows(documents, tokenizers, contexts).documents
+    turn_ends = not talks or all("end_of_turn" in tokenizer.vocabulary.control for tokenizer in tokenizers)
     unit_of = {window.id: origin_of(window) for window in windows}
     scores: dict[str, Sequence[DocumentScore]] = {}
     for spec in specs:
-        scores[spec.model] = by_unit(score_documents(load_model(spec), windows, batch_tokens=8192), unit_of)
+        found = score_documents(load_model(spec), windows, batch_tokens=8192, turn_ends=turn_ends)
+        scores[spec.model] = by_unit(found, unit_of)
     first = models[0]
     return Table(scores, {model: paired_bootstrap(scores[model], scores[first], domain=None) for model in models[1:]})
 

@@ -22,7 +22,6 @@ from lmfuse.doctor.samples import maps_by_use, published
 from lmfuse.doctor.tokenizers import describe, has_chat_template, shared_vocabulary, token
 from lmfuse.doctor.turns import boundaries
 from lmfuse.errors import InputError
-from lmfuse.model_facts import rows_of
 from lmfuse.model_files import local_folder
 from lmfuse.models import ModelSpec, load_tokenizer
 from lmfuse.text import TextSpec, read_documents, reads_conversations
@@ -57,10 +56,10 @@ def examine(
     """
     if lines < 1:
         raise InputError(f"lines is {lines}, expected 1 or more", hint="20 is usual")
-    specs = [ModelSpec(model=name) for name in (target, source)]
     wanted = _spec(text, field)
     template = chat_template if reads_conversations(wanted, Path()) else "none"
-    tokenizers = [load_tokenizer(spec) if template == "none" else _reading(spec, template) for spec in specs]
+    specs = [ModelSpec(model=name, chat_template=template) for name in (target, source)]
+    tokenizers = [load_tokenizer(spec) for spec in specs]
     names = [spec.label for spec in specs] if specs[0].label != specs[1].label else [target, source]
     documents, cut = _read(wanted)
     found = compare(names, tokenizers, documents, lines)
@@ -95,12 +94,6 @@ def compare(names: Sequence[str], tokenizers: Sequence[ByteTokenizer], documents
         "maps": maps_by_use(target, source, axis.source.ids), "control": _control(target.vocabulary, source.vocabulary), "rows": None,
         "turns": boundaries(axis, target.vocabulary, source.vocabulary),
     }  # fmt: skip
-
-
-def _reading(spec: ModelSpec, template: str) -> ByteTokenizer:
-    """Return a model's tokenizer with a chat template."""
-    folder = local_folder(spec, weights=False)
-    return ByteTokenizer.load(folder, spec.document_start, rows_of(folder), chat_template=template, model=spec.label)
 
 
 def _spec(text: Path, field: str) -> TextSpec:
