@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lmfuse import answers
-from lmfuse.answers import Answer, Answering, Question, answer_prompts, converse, read_questions
+from lmfuse.answers import Answer, Answering, Question, answer_prompts, converse, read_questions, render
 from lmfuse.errors import BusyError, InputError, TextError
 from lmfuse.locks import lock
 from lmfuse.models import ModelSpec, load_model
@@ -41,6 +41,12 @@ def user(text: str) -> list[Segment]:
     return [Segment(text, "user", trained=False)]
 
 
+def answered(model, prompts: list[list[Segment]], settings: Answering) -> dict[int, Answer]:
+    return dict(
+        pair for batch in answer_prompts(model, [render(model, prompt, settings) for prompt in prompts], settings) for pair in batch
+    )
+
+
 def scripted(monkeypatch, say):
     """Let answers come from a function of the prompts' number; returns the sizes of the batches that were asked."""
     sizes = []
@@ -58,7 +64,7 @@ def test_a_batch_says_what_the_model_says_to_each_prompt_alone(model, folder):
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompts = [user(question.turns[0]) for question in QUESTIONS]
-    found = dict(answer_prompts(model, prompts, SHORT))
+    found = answered(model, prompts, SHORT)
     for place, prompt in enumerate(prompts):
         messages = [{"role": segment.role, "content": segment.text} for segment in prompt]
         ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]
@@ -71,7 +77,7 @@ def test_drawn_answers_depend_on_the_seed_alone(model):
     def draw(seed: int) -> list[str]:
         torch.manual_seed(int(torch.randint(1000, ()).item()))
         return [
-            answer.text for _, answer in answer_prompts(model, [user("Go on."), user("Why?")], replace(SHORT, temperature=1.0, seed=seed))
+            answer.text for answer in answered(model, [user("Go on."), user("Why?")], replace(SHORT, temperature=1.0, seed=seed)).values()
         ]
 
     assert draw(1) == draw(1) != draw(2)
@@ -80,7 +86,7 @@ def test_drawn_answers_depend_on_the_seed_alone(model):
 def test_the_file_is_text_to_train_on_and_says_what_was_cut(model, tmp_path, monkeypatch):
     scripted(monkeypatch, lambda size: Answer("Because.", True, 3))
     counters = converse(model, QUESTIONS, SHORT, tmp_path / "out.jsonl")
-    assert counters == {"answers": 4, "answers_cut": 0, "answers_empty": 0, "tokens": 12}
+    assert counters == {"answers": 4, "answers_cut": 0, "answers_empty": 0, "tokens": 12, "prompts_left_out": 0}
     documents = list(read_documents(TextSpec("chat", path="out.jsonl"), tmp_path))
     assert [[segment.role for segment in document.segments] for document in documents] == [["user", "assistant"] * n for n in (2, 1, 1)]
     assert documents[0].trained_bytes == b"Because.\xffBecause.\xff"
@@ -123,13 +129,35 @@ def test_what_was_answered_before_an_interruption_is_not_asked_again(model, tmp_
     assert interrupted.read_bytes() == whole.read_bytes()
 
 
-def test_answers_of_other_settings_are_not_taken_for_these(model, tmp_path, monkeypatch):
-    out = tmp_path / "out.jsonl"
-    journal = answers._Journal(tmp_path / "out.jsonl.partial", "another key")
-    journal.add(QUESTIONS[0], 0, Answer("stale", True, 1))
+def test_answers_of_other_settings_are_neither_taken_for_these_nor_lost(model, tmp_path, monkeypatch):
     scripted(monkeypatch, lambda size: Answer("fresh", True, 1))
-    converse(model, QUESTIONS, SHORT, out)
-    assert "stale" not in out.read_text()
+    (tmp_path / "out.jsonl.partial").write_text('{"key": "another"}\n{"a": 1}\n')
+    with pytest.raises(InputError, match="of another model or of other settings"):
+        converse(model, QUESTIONS, SHORT, tmp_path / "out.jsonl")
+    assert (tmp_path / "out.jsonl.partial").read_text().endswith('{"a": 1}\n')
+
+
+def test_a_question_that_is_removed_costs_the_others_nothing(model, tmp_path, monkeypatch):
+    sizes = scripted(monkeypatch, lambda size: Answer("Yes.", True, 1))
+    monkeypatch.setattr(answers, "write_atomic", failing_once(answers.write_atomic, "out.jsonl"))
+    with pytest.raises(KeyboardInterrupt):
+        converse(model, QUESTIONS, SHORT, tmp_path / "out.jsonl")
+    asked = len(sizes)
+    counters = converse(model, QUESTIONS[1:], SHORT, tmp_path / "out.jsonl")
+    assert (len(sizes), counters["answers"]) == (asked, 2)
+
+
+def failing_once(real, name: str):
+    """Return a function that is interrupted the first time that it is to write a file of this name."""
+    done = []
+
+    def write(path, data):
+        if path.name == name and not done:
+            done.append(path)
+            raise KeyboardInterrupt
+        real(path, data)
+
+    return write
 
 
 def test_two_writers_of_one_file(model, tmp_path):
@@ -143,7 +171,8 @@ def test_two_writers_of_one_file(model, tmp_path):
         ("", "no question in it"),
         ('{"turns": []}\n', "line 1: no question"),
         ('{"question": "a"}\n{"question": 7}\n', "line 2: no question"),
-        ('{"id": 1, "question": "a"}\n{"id": 1, "question": "b"}\n', "line 2: no question, or an id that stands twice"),
+        ('{"id": 1, "question": "a"}\n{"id": 1, "question": "b"}\n', "line 2: the id '1' stands twice"),
+        ('{"turns": "text"}\n', "line 1: no question"),
         ("not json\n", "line 1: no question"),
         ("[1]\n", "line 1: no question"),
     ],
@@ -157,12 +186,20 @@ def test_questions_that_are_none_are_refused_by_line(tmp_path, text, message):
 def test_questions_in_either_form(tmp_path):
     (tmp_path / "q.jsonl").write_text('{"question_id": 81, "turns": ["a", "b"]}\n\n{"question": "c"}\n')
     assert read_questions(tmp_path / "q.jsonl") == [Question("81", ("a", "b")), Question("3", ("c",))]
+    (tmp_path / "q.jsonl").write_text('{"id": null, "question": "a\u2028b\x85c"}\n{"id": null, "question": "c"}\n')
+    assert read_questions(tmp_path / "q.jsonl") == [Question("1", ("a\u2028b\x85c",)), Question("2", ("c",))]
 
 
-def test_a_prompt_longer_than_the_context_is_refused_before_anything_is_written(model, tmp_path):
-    with pytest.raises(InputError, match="exceed the context of 256"):
-        converse(model, [Question("1", ("word " * 300,))], SHORT, tmp_path / "out.jsonl")
-    assert not (tmp_path / "out.jsonl").exists()
+def test_a_prompt_that_cannot_be_answered_ends_its_conversation_and_no_other(model, tmp_path, monkeypatch):
+    scripted(monkeypatch, lambda size: Answer("Yes.", True, 1))
+    questions = [Question("long", ("word " * 300,)), Question("later", ("Go on.", "word " * 300)), Question("short", ("Why?",))]
+    counters = converse(model, questions, SHORT, tmp_path / "out.jsonl")
+    assert (counters["answers"], counters["prompts_left_out"]) == (2, 2)
+    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(record["id"], len(record["messages"])) for record in records] == [("later", 2), ("short", 2)]
+    with pytest.raises(InputError, match="no question could be answered"):
+        converse(model, questions[:1], SHORT, tmp_path / "none.jsonl")
+    assert not (tmp_path / "none.jsonl").exists()
 
 
 def test_the_command(folder, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 
 from lmfuse.arms import MERGES, Arm, MergedArm, resolve_arms, resolve_merges
 from lmfuse.errors import RecipeError
+from lmfuse.fuse.min_ce import MinCE
 from lmfuse.fuse.uniform import Uniform
 from lmfuse.merge.sce import Sce
 from lmfuse.recipe import load_recipe, parse_recipe
@@ -20,6 +21,18 @@ def test_pairwise_is_one_arm_per_source_beside_the_target_with_the_recipes_metho
         ("clm", "none", False), ("pair-qwen", "qwen", True), ("pair-gemma", "gemma", True), ("all_at_once", "sources", True),
     ]  # fmt: skip
     assert {arm.fuse for arm in arms[1:]} == {Uniform()}
+
+
+def test_min_ce_in_pairs_judges_each_text_by_itself_as_published():
+    (_, pair) = resolve_arms(["pairwise"], ["a"], {"fuse": MinCE(unit="token")})
+    assert pair.fuse == MinCE(unit="token", judge="training_text", no_teacher=False)
+    (_, fused) = resolve_arms(["fused"], ["a"], {"fuse": MinCE()})
+    assert fused.fuse == MinCE()
+
+
+def test_plain_training_may_be_written_out():
+    (plain, _) = resolve_arms([Arm(name="clm", teacher="none", learning_rate=0.5), "self"], ["a"], {})
+    assert plain.learning_rate == 0.5
 
 
 def test_plain_training_takes_part_once_whatever_the_recipe_says():
@@ -45,10 +58,17 @@ def test_merges_are_words_or_written_out_and_merge_the_pairs_unless_they_say_wha
         ({"arms": ["pairwise"], "merges": [{"name": "m", "method": {"name": "sce", "tua": 1}}]}, "did you mean 'tau'?"),
         ({"arms": ["pairwise"], "merges": ["varm", "varm"]}, "two arms have the same name"),
         ({"arms": ["pairwise"], "merges": [{"name": "a", "method": {"name": "linear"}}]}, "'a' names both an arm and a model"),
-        ({"called": {"target": "a"}}, "'a' names both an arm and a model"),
+        ({"called": {"target": "a"}}, "'a' means something else here"),
         ({"called": {"clm": "self"}}, "two arms have the same name"),
         ({"called": {"self": "x"}}, "called.self"),
         ({"result": "sce"}, "result: unknown 'sce'"),
+        ({"arms": ["pairwise"], "merges": [{"name": "m", "method": {"name": "linear"}, "of": ["clm", "clm"]}]}, "merges.m.of: clm stands twice"),
+        ({"arms": ["pairwise"], "merges": [{"name": "m", "method": {"name": "linear", "weights": [1, 1, 1]}}]}, "merges.m: "),
+        ({"sources": [{"model": "models/a"}], "arms": ["pairwise", "all_at_once"],
+          "merges": [{"name": "m", "method": {"name": "linear"}, "of": ["pair-a", "all_at_once"]}]}, "pair-a and all_at_once are the same training"),
+        ({"sources": [{"model": "models/a", "name": "self"}]}, "'self' means something else here"),
+        ({"called": {"clm": "a"}}, "'a' means something else here"),
+        ({"arms": [{"name": "clm", "teacher": "sources"}]}, "arms.clm: this is the name of plain continued training"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_by_name(given, message):

@@ -50,7 +50,13 @@ def test_the_report_has_an_arm_per_pair_and_merge_under_the_names_that_the_recip
     _, report, _, _ = finished
     assert list(report["arms"]) == ["pivot", "a", "b", "sft", "self", "pair-a", "pair-b", "all_at_once", "linear", "varm", "two"]
     assert report["run"]["controls"] == ["sft", "self", "pivot"]
-    assert report["run"]["merges"] == {"linear": ["pair-a", "pair-b"], "varm": ["pair-a", "pair-b"], "two": ["sft", "pair-a"]}
+    merges = report["run"]["merges"]
+    assert {name: merge["of"] for name, merge in merges.items()} == {
+        "linear": ["pair-a", "pair-b"],
+        "varm": ["pair-a", "pair-b"],
+        "two": ["sft", "pair-a"],
+    }
+    assert set(merges["varm"]["distances"]) == {"pair-a", "pair-b"}
     compared = {(c["a"], c["b"]) for c in report["comparisons"]}
     assert {
         ("varm", "sft"),
@@ -111,3 +117,38 @@ def test_a_merge_without_anything_to_merge_is_refused_before_anything_is_read(tm
     path = runs.write_recipe(tmp_path, arms=["clm"], merges=["linear"], result="clm")
     with pytest.raises(RecipeError, match="nothing to merge"):
         Pipeline.open(path, tmp_path / "out").__enter__()
+
+
+def test_a_merge_carries_the_template_that_its_parts_were_trained_with(tmp_path):
+    runs.lay_out(tmp_path)
+    for name, lines in (("train", 24), ("eval", 6)):
+        talks = [
+            {"messages": [{"role": "user", "content": f"{name} {n}?"}, {"role": "assistant", "content": f"Anna has {n} apples."}]}
+            for n in range(lines)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+    talks = {
+        "window_tokens": 200, "chat_template": "openchat", "train": [{"domain": "x", "path": "train.jsonl"}], "max_overlap": 1.0,
+        "evaluation": [{"domain": "x", "path": "eval.jsonl"}],
+    }  # fmt: skip
+    run(tmp_path, "out", text=talks, arms=["pairwise"], merges=["linear", "varm"], result="varm")
+    models = tmp_path / "cache" / "models"
+    merged = [path for path in models.iterdir() if path.is_dir() and "merge" in json.loads((path / "manifest.json").read_text())["kind"]]
+    templates = {(path / "chat_template.jinja").read_text() for path in (*merged, tmp_path / "out" / "model")}
+    assert len(merged) == 2
+    assert len(templates) == 1
+    assert "GPT4 Correct" in templates.pop()
+
+
+def test_a_bfloat16_target_over_float32_weights_is_the_base_that_training_began_with(tmp_path):
+    runs.lay_out(tmp_path)
+    target = {"model": "models/target", "dtype": "bfloat16"}
+    run(tmp_path, "out", target=target, arms=["pairwise"], merges=["task_arithmetic"], result="task_arithmetic")
+    result = load_file(tmp_path / "out" / "model" / "model.safetensors")
+    assert {tensor.dtype for tensor in result.values()} == {torch.bfloat16}
+    folders = [folder for folder in (tmp_path / "cache" / "models").iterdir() if folder.is_dir()]
+    base = load_file(tmp_path / "models" / "target" / "model.safetensors")
+    as_trained = {name: tensor.to(torch.bfloat16) for name, tensor in base.items()}
+    assert any(
+        all(torch.equal(load_file(folder / "model.safetensors")[name], tensor) for name, tensor in as_trained.items()) for folder in folders
+    )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -16,13 +15,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from jaxtyping import Int
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from lmfuse.artefacts import content_key, lock
 from lmfuse.console import Console
 from lmfuse.disk import full_disk_is_an_error, write_atomic
-from lmfuse.errors import InputError
+from lmfuse.errors import InputError, TokenizerError
 from lmfuse.models import LanguageModel, ModelSpec, load_model, pick_device
 from lmfuse.types import END_OF_TURN, Segment
 
@@ -71,48 +71,55 @@ def read_questions(path: Path) -> list[Question]:
     """
     hint = 'one object a line: {"turns": ["...", "..."]} or {"question": "..."}'
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # nothing else ends a line of JSON lines
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}", hint) from None
     found: dict[str, Question] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        turns: Any = None
         with suppress(ValueError, AttributeError):
             record = json.loads(line)
             turns = record.get("turns") or [record.get("question")]
-            name = str(record.get("question_id", record.get("id", number)))
-            if all(isinstance(turn, str) and turn.strip() for turn in turns) and name not in found:
-                found[name] = Question(name, tuple(turns))
-                continue
-        raise InputError(f"{path}, line {number}: no question, or an id that stands twice", hint)
+            name = next((str(record[key]) for key in ("question_id", "id") if record.get(key) is not None), str(number))
+        if not isinstance(turns, list) or not all(isinstance(turn, str) and turn.strip() for turn in turns):
+            raise InputError(f"{path}, line {number}: no question", hint)
+        if name in found:
+            raise InputError(f"{path}, line {number}: the id {name!r} stands twice", "give each question an id of its own")
+        found[name] = Question(name, tuple(turns))
     if not found:
         raise InputError(f"{path}: no question in it", hint)
     return list(found.values())
 
 
-def answer_prompts(
-    model: LanguageModel, prompts: Sequence[Sequence[Segment]], settings: Answering, progress: Callable[[int], None] | None = None
-) -> Iterator[tuple[int, Answer]]:
-    """Yield each prompt's place and answer, in batches of similar length, the shortest first.
+Rendered = Int[torch.Tensor, "_"]
 
-    Raises:
-        InputError: a prompt and its answer are longer than the model's context, or its chat template cannot express it.
-    """
-    rendered = [torch.from_numpy(model.tokenizer.render_prompt(prompt)) for prompt in prompts]
-    for ids in rendered:
-        if len(ids) + settings.max_new_tokens > model.context:
-            raise InputError(
-                f"a prompt of {len(ids)} tokens and {settings.max_new_tokens} more exceed the context of {model.context}",
-                "allow fewer new tokens, or leave the prompt out",
-            )
-    order = sorted(range(len(prompts)), key=lambda place: (len(rendered[place]), place))
+
+def render(model: LanguageModel, prompt: Sequence[Segment], settings: Answering) -> Rendered | str:
+    """Return a prompt's ids, or why the model cannot answer it: too long, or beyond its chat template."""
+    try:
+        ids = torch.from_numpy(model.tokenizer.render_prompt(prompt))
+    except TokenizerError:
+        raise
+    except InputError as problem:
+        return str(problem)
+    if len(ids) + settings.max_new_tokens > model.context:
+        return f"a prompt of {len(ids)} tokens and {settings.max_new_tokens} more exceed the context of {model.context}"
+    return ids
+
+
+def answer_prompts(
+    model: LanguageModel, prompts: Sequence[Rendered], settings: Answering, progress: Callable[[int], None] | None = None
+) -> Iterator[list[tuple[int, Answer]]]:
+    """Yield prompts' places and answers, batch by batch of similar length, the shortest first."""
+    order = sorted(range(len(prompts)), key=lambda place: (len(prompts[place]), place))
     for begin in range(0, len(order), settings.batch_prompts):
         some = order[begin : begin + settings.batch_prompts]
-        answers = _answer_batch(model, [rendered[place] for place in some], settings)
+        answers = _answer_batch(model, [prompts[place] for place in some], settings)
         if progress is not None:
             progress(sum(answer.num_tokens for answer in answers))
-        yield from zip(some, answers, strict=True)
+        yield list(zip(some, answers, strict=True))
 
 
 @torch.inference_mode()
@@ -148,31 +155,46 @@ def _read(model: LanguageModel, ids: list[int], stops: Sequence[int]) -> Answer:
 def converse(
     model: LanguageModel, questions: Sequence[Question], settings: Answering, out: Path, progress: Callable[[int], None] | None = None
 ) -> dict[str, int]:
-    """Answer questions turn by turn and write the conversations to ``out``; what an interrupted call has answered is kept.
+    """Answer questions turn by turn and write the conversations to ``out``; whole batches that an interrupted call has answered are kept.
 
-    A conversation ends early where an answer is empty or was cut: what follows would rest on it.
+    A conversation ends early where an answer is empty or was cut (what follows would rest on it), and where a prompt is too long for the
+    model or its chat template cannot express it. Questions may be added or removed between calls.
 
     Returns:
-        Counters: ``answers``, ``answers_cut``, ``answers_empty``, ``tokens``.
+        Counters: ``answers``, ``answers_cut``, ``answers_empty``, ``prompts_left_out``, ``tokens``.
 
     Raises:
         BusyError: another process writes the same file.
-        InputError: see ``answer_prompts``; or ``out`` was written by other means.
+        InputError: there are unfinished answers of another model or of other settings.
+        TokenizerError: the model has no chat template.
         ResourceError: the disk is full.
     """
-    key = content_key(["answers", model.key, str(model.dtype), model.tokenizer.key, [asdict(each) for each in questions], asdict(settings)])
+    key = content_key(["answers", model.key, str(model.dtype), model.tokenizer.key, asdict(settings)])
+    left_out = 0
     with lock(out):
         journal = _Journal(out.with_name(f"{out.name}.partial"), key)
         for turn in range(max(len(question.turns) for question in questions)):
-            waiting = [q for q in questions if len(q.turns) > turn and journal.goes_on(q, turn) and (q.id, turn) not in journal.answers]
-            prompts = [journal.prompt(question, turn) for question in waiting]
-            for place, answer in answer_prompts(model, prompts, settings, progress):
-                journal.add(waiting[place], turn, answer)
+            waiting: list[Question] = []
+            prompts: list[Rendered] = []
+            for question in questions:
+                if len(question.turns) > turn and journal.goes_on(question, turn) and not journal.has(question, turn):
+                    rendered = render(model, journal.prompt(question, turn), settings)
+                    if isinstance(rendered, str):
+                        left_out += 1
+                        continue
+                    waiting.append(question)
+                    prompts.append(rendered)
+            for batch in answer_prompts(model, prompts, settings, progress):
+                journal.add([(waiting[place], turn, answer) for place, answer in batch])
         records = [record for question in questions if (record := journal.record(question))["messages"]]
+        if not records:
+            raise InputError(
+                f"no question could be answered; {left_out} are too long or beyond the chat template", "allow fewer new tokens"
+            )
         lines = [json.dumps(record, ensure_ascii=False) for record in records]
         write_atomic(out, ("\n".join(lines) + "\n").encode())
         journal.path.unlink()
-    return journal.counters()
+    return journal.counters(questions) | {"prompts_left_out": left_out}
 
 
 def answer_file(spec: ModelSpec, questions: Path, settings: Answering, out: Path) -> None:
@@ -191,61 +213,67 @@ def answer_file(spec: ModelSpec, questions: Path, settings: Answering, out: Path
 
 
 class _Journal:
-    """Answers so far, on disk line by line; those of other questions, settings or models are thrown away."""
+    """Answers so far, on disk batch by batch; each under what was asked up to it."""
 
     def __init__(self, path: Path, key: str) -> None:
         self.path = path
-        self.answers: dict[tuple[str, int], Answer] = {}
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-        if not lines or lines[0] != json.dumps({HEADER: key}):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, (json.dumps({HEADER: key}) + "\n").encode())
-            return
+        self.answers: dict[str, Answer] = {}
+        header = json.dumps({HEADER: key})
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else [header]
+        if lines[0] != header:
+            raise InputError(f"{path} holds answers of another model or of other settings", "remove it, or name another --out")
         for line in lines[1:]:
-            with suppress(ValueError, TypeError, KeyError):  # the last line of a process that was killed
-                record = json.loads(line)
-                self.answers[record["id"], record["turn"]] = Answer(**record["answer"])
-        self._rewrite(lines[0])
-
-    def _rewrite(self, header: str) -> None:
-        """Write only whole lines back, so that the next one begins a line."""
-        lines = [self._line(name, turn, answer) for (name, turn), answer in self.answers.items()]
-        write_atomic(self.path, "".join([header + "\n", *lines]).encode())
+            with suppress(ValueError, TypeError, AttributeError):  # the last line of a process that was killed
+                self.answers |= {asked: Answer(**answer) for asked, answer in json.loads(line).items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = [header, *([json.dumps({asked: asdict(answer) for asked, answer in self.answers.items()})] if self.answers else [])]
+        write_atomic(path, ("\n".join(whole) + "\n").encode())  # only whole lines, so that the next one begins a line
 
     @staticmethod
-    def _line(name: str, turn: int, answer: Answer) -> str:
-        return json.dumps({"id": name, "turn": turn, "answer": asdict(answer)}) + "\n"
+    def _asked(question: Question, turn: int) -> str:
+        return content_key([question.id, question.turns[: turn + 1]])
 
-    def add(self, question: Question, turn: int, answer: Answer) -> None:
-        self.answers[question.id, turn] = answer
+    def has(self, question: Question, turn: int) -> bool:
+        return self._asked(question, turn) in self.answers
+
+    def answer(self, question: Question, turn: int) -> Answer | None:
+        return self.answers.get(self._asked(question, turn))
+
+    def add(self, batch: Sequence[tuple[Question, int, Answer]]) -> None:
+        """Keep the answers of one batch: all of them or, if the process is killed, none, so that batches are the same afterwards."""
+        found = {self._asked(question, turn): answer for question, turn, answer in batch}
+        self.answers |= found
         with full_disk_is_an_error(self.path), open(self.path, "a", encoding="utf-8") as file:
-            file.write(self._line(question.id, turn, answer))
+            file.write(json.dumps({asked: asdict(answer) for asked, answer in found.items()}) + "\n")
 
     def goes_on(self, question: Question, turn: int) -> bool:
         """Return whether a turn has everything that it stands on."""
-        before = [self.answers.get((question.id, earlier)) for earlier in range(turn)]
+        before = [self.answer(question, earlier) for earlier in range(turn)]
         return all(answer is not None and answer.finished and answer.text for answer in before)
 
     def prompt(self, question: Question, turn: int) -> list[Segment]:
-        said = [segment for earlier in range(turn) for segment in self._exchange(question, earlier)]
+        said = []
+        for earlier in range(turn):
+            answer = self.answer(question, earlier)
+            assert answer is not None, "goes_on says so"
+            said += [Segment(question.turns[earlier], "user", trained=False), Segment(answer.text, "assistant")]
         return [*said, Segment(question.turns[turn], "user", trained=False)]
-
-    def _exchange(self, question: Question, turn: int) -> list[Segment]:
-        return [Segment(question.turns[turn], "user", trained=False), Segment(self.answers[question.id, turn].text, "assistant")]
 
     def record(self, question: Question) -> dict[str, Any]:
         """Return a conversation as it is written to the file; empty answers are left out."""
         messages: list[dict[str, Any]] = []
         for turn, asked in enumerate(question.turns):
-            answer = self.answers.get((question.id, turn))
+            answer = self.answer(question, turn)
             if answer is None or not answer.text:
                 break
             weight = {} if answer.finished else {"weight": 0}
             messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer.text, **weight}]
         return {"id": question.id, "messages": messages}
 
-    def counters(self) -> dict[str, int]:
-        found = Counter(answers=len(self.answers), answers_cut=0, answers_empty=0, tokens=0)
-        for answer in self.answers.values():
-            found.update(answers_cut=not answer.finished, answers_empty=not answer.text, tokens=answer.num_tokens)
-        return dict(found)
+    def counters(self, questions: Sequence[Question]) -> dict[str, int]:
+        given = [self.answer(question, turn) for question in questions for turn in range(len(question.turns))]
+        answers = [answer for answer in given if answer is not None]
+        return {
+            "answers": len(answers), "answers_cut": sum(not answer.finished for answer in answers),
+            "answers_empty": sum(not answer.text for answer in answers), "tokens": sum(answer.num_tokens for answer in answers),
+        }  # fmt: skip

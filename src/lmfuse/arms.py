@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -14,6 +16,9 @@ from lmfuse.errors import did_you_mean
 from lmfuse.fuse.min_ce import MinCE
 from lmfuse.losses.cross_entropy import CrossEntropy
 from lmfuse.losses.kl import KL
+from lmfuse.merge_recipe import MergeModel, MergeRecipe, takes_base
+from lmfuse.model_files import ModelSpec
+from lmfuse.schema_errors import problems
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -68,10 +73,12 @@ WORDS: Mapping[str, str] = {
     "self": "the frozen target teaches itself: the placebo, whatever it gains is regularisation",
     "fused": "the recipe's own align, fuse and loss over all sources",
     "best_single": "the same, from the one source that does best on held-out text",
-    "pairwise": "one arm per source, `pair-NAME`: that source and the target's own rows, fused; FuseChat's first step (arXiv:2408.07990)",
-    "all_at_once": "all sources and the target's own rows, fused: what `pairwise` and a merge are compared with",
+    "pairwise": "one arm per source, `pair-NAME`: that source and the target's own rows, fused; FuseChat's first step (arXiv:2408.07990). MinCE then judges "
+    "each training text by itself, as published, whatever `fuse` says of judge and no_teacher",
+    "all_at_once": "all sources and the target's own rows, fused in the same way: what `pairwise` and a merge are compared with",
     "paper": "FuseLLM as published (arXiv:2401.10491): DTW and MinED, per-token MinCE with the target among the sources, lambda 0.9",
 }
+TEACHERS = ("none", "self", "sources", "best_single")
 MERGES = tuple(str(vars(member)["name"]) for family in FAMILIES if family.key == "merge" for member in family.members)
 
 
@@ -94,18 +101,27 @@ def check_words(values: Any, known: Iterable[str]) -> Any:
 
 
 def resolve_arms(given: Sequence[str | Arm], sources: Sequence[str], methods: Mapping[str, Any]) -> tuple[Arm, ...]:
-    """Return every arm in full, plain continued training first. ``methods`` are those of words that say nothing else."""
+    """Return every arm in full, plain continued training first. ``methods`` are those of words that say nothing else.
+
+    Raises:
+        ValueError: an arm is called ``clm`` and has a teacher.
+    """
+    fuse = methods.get("fuse", MinCE())
+    paired = {**methods, "fuse": replace(fuse, judge="training_text", no_teacher=False) if isinstance(fuse, MinCE) else fuse}
     known: dict[str, list[Arm]] = {
         "clm": [Arm(name="clm", teacher="none")],
         "self": [Arm(name="self", teacher="self", **methods)],
         "fused": [Arm(name="fused", **methods)],
         "best_single": [Arm(name="best_single", teacher="best_single", **methods)],
-        "pairwise": [Arm(name=pair_name(source), teacher=source, include_target=True, **methods) for source in sources],
-        "all_at_once": [Arm(name="all_at_once", include_target=True, **methods)],
+        "pairwise": [Arm(name=pair_name(source), teacher=source, include_target=True, **paired) for source in sources],
+        "all_at_once": [Arm(name="all_at_once", include_target=True, **paired)],
         "paper": [PAPER],
     }
     arms = [arm for each in given for arm in (known[each] if isinstance(each, str) else [each])]
-    return (*known["clm"], *(arm for arm in arms if arm.name != "clm"))
+    plain = [arm for arm in arms if arm.name == "clm"] or known["clm"]
+    if any(arm.teacher != "none" for arm in plain):
+        raise ValueError("arms.clm: this is the name of plain continued training; give an arm with a teacher another name")
+    return (*plain, *(arm for arm in arms if arm.name != "clm"))
 
 
 def resolve_merges(given: Sequence[str | MergedArm], arms: Sequence[Arm], sources: Sequence[str]) -> tuple[MergedArm, ...]:
@@ -125,12 +141,43 @@ def resolve_merges(given: Sequence[str | MergedArm], arms: Sequence[Arm], source
         for name in merge.of:
             if name not in names:
                 raise ValueError(f"merges.{merge.name}.of: {did_you_mean(name, names)}")
-        try:
-            merge.method.check(len(merge.of), has_base=True)
-        except ValueError as problem:
-            raise ValueError(f"merges.{merge.name}: {problem}") from None
+        _check_merge(merge, {arm.name: _training(arm, sources) for arm in arms})
         found.append(merge)
     return tuple(found)
+
+
+def _training(arm: Arm, sources: Sequence[str]) -> Arm:
+    """Return an arm so that arms whose trainings are the same are equal."""
+    teacher = sources[0] if arm.teacher in ("sources", "best_single") and len(sources) == 1 else arm.teacher
+    return arm.model_copy(update={"name": "", "teacher": teacher})
+
+
+def _check_merge(merge: MergedArm, trainings: Mapping[str, Arm]) -> None:
+    """Raise ValueError for a merge that could not be made, before anything is trained for it."""
+    for name, other in combinations(merge.of, 2):
+        if trainings[name] == trainings[other]:
+            what = f"{name} stands twice" if name == other else f"{name} and {other} are the same training"
+            raise ValueError(f"merges.{merge.name}.of: {what}")
+    try:
+        merge.method.check(len(merge.of), has_base=True)
+        merge_recipe_of(merge, [f"arms/{name}" for name in merge.of], ModelSpec("target"))
+    except ValidationError as problem:
+        raise ValueError(f"merges.{merge.name}: {problems(problem, MergeRecipe)}") from None
+    except ValueError as problem:
+        raise ValueError(f"merges.{merge.name}: {problem}") from None
+
+
+def merge_recipe_of(merge: MergedArm, folders: Sequence[str], target: ModelSpec) -> MergeRecipe:
+    """Return how trained arms are merged: in the target's type, with the tokenizer and the chat template that they were trained with.
+
+    Raises:
+        ValidationError: the method cannot merge them.
+    """
+    models = [MergeModel(model=folder, name=name) for name, folder in zip(merge.of, folders, strict=True)]
+    base = "target" if takes_base(merge.method) else None
+    if base:
+        models.append(MergeModel(model=target.model, revision=target.revision, name=base))
+    return MergeRecipe(models=tuple(models), base=base, method=merge.method, dtype=target.dtype, tokenizer=merge.of[0])
 
 
 def _by_name(word: str) -> Any:

@@ -22,7 +22,7 @@ from lmfuse.evaluate.paired import by_unit, macro_bits_per_byte
 from lmfuse.fuse.uniform import Uniform
 from lmfuse.inputs import Inputs
 from lmfuse.limits import refuse_lossy, refuse_misfit
-from lmfuse.plan import Plan, judged_fits, make_plan
+from lmfuse.plan import Plan, judged_fits, make_plan, teachers_of
 from lmfuse.recipe import Recipe, load_recipe
 from lmfuse.release import comparisons_of_interest, release, tell
 from lmfuse.results import RunResults, mean_over_seeds, nats_per_byte_by_domain
@@ -76,14 +76,14 @@ class Pipeline:
         results = RunResults()
         unit_of, shown = self.inputs.corpus.evaluation_units, self.recipe.shown
         for label in self.inputs.specs:
-            results.scores[shown(label)] = by_unit(self._given_scores(label, "evaluation"), unit_of)
+            results.scores[shown(label) if label == "target" else label] = by_unit(self._given_scores(label, "evaluation"), unit_of)
         if any(arm.teacher == "sources" for arm in self.arms.values()):
             chosen = self.chosen_sources  # said before the cost of training anything that needs them
             self._refuse_lossy(label for label in chosen if label in self.recipe.judged_sources)
         for name in (*self.arms, *self.merges):
             results.scores[shown(name)] = by_unit(self._made_scores(name, "evaluation"), unit_of)
         results.sources, counted = self._survey()
-        results.counters = dict(self.inputs.corpus.counters) | self.counters | counted
+        results.counters = dict(self.inputs.corpus.counters) | self.counters | counted | self._merge_counters()
         results.run = self._describe(planned)
         made = [shown(name) for name in (*self.arms, *self.merges)]
         pairs = comparisons_of_interest(made, self.sources, shown(self.recipe.result), shown("clm"), shown("target"))
@@ -94,7 +94,7 @@ class Pipeline:
         return page
 
     def collect_only(self, source: str | None) -> None:
-        """Collect the rows of one model, or of all sources.
+        """Collect the rows of one model, or of all that teach in some arm.
 
         Raises:
             InputError: the recipe has no such model.
@@ -102,7 +102,7 @@ class Pipeline:
         if source is not None and source not in self.inputs.specs:
             raise InputError(f"source: {did_you_mean(source, self.inputs.specs)}", hint="name one of the recipe's sources, or `target`")
         self._refuse_misfits()
-        for label in [source] if source else self.sources:
+        for label in [source] if source else [label for label in self.inputs.specs if label in teachers_of(self.recipe)]:
             store = self.stages.rows(label)
             self.console.say(f"{label}: {len(store):,} documents in {store.folder}")
 
@@ -129,6 +129,10 @@ class Pipeline:
         teachers = ("target", *named) if arm.include_target and arm.teacher != "self" else tuple(named)
         if arm.align == self.recipe.align:
             self._refuse_lossy(label for label in teachers if label in self.sources)
+        if getattr(arm.fuse, "judge", "held_out") == "training_text":
+            return Job(
+                arm, rate, seed, teachers
+            )  # held-out text decides nothing, so nothing that is known of it is part of the model's key
         to_beat = {} if arm.teacher == "self" else self.clm_held_out_nats
         return Job(arm, rate, seed, teachers, {label: self._held_out_nats(label) for label in teachers}, to_beat)
 
@@ -249,6 +253,13 @@ class Pipeline:
             for name in (*self.arms, *self.merges)
         }
 
+    def _merge_notes(self, name: str) -> dict[str, Any]:
+        return self.stages.merge_notes(self._made(name, self.recipe.seeds[0]))
+
+    def _merge_counters(self) -> dict[str, int]:
+        """Return every fallback of every merge."""
+        return {f"merge_{name}_{what}": count for name in self.merges for what, count in self._merge_notes(name)["counters"].items()}
+
     def _survey(self) -> tuple[dict[str, Any], dict[str, int]]:
         """Return what each teacher contributes to the result and how much is untaught; of a merge, teacher by teacher of each of its arms."""
         if self.recipe.result in self.arms:
@@ -257,7 +268,10 @@ class Pipeline:
         counted: dict[str, int] = {}
         for part in self.merges[self.recipe.result].of:
             sources, counters = self.stages.survey(self.job(self.arms[part], self.recipe.seeds[0]))
-            found |= {f"{self.recipe.shown(label)} in {self.recipe.shown(part)}": source for label, source in sources.items()}
+            found |= {
+                f"{self.recipe.shown(label) if label == 'target' else label} in {self.recipe.shown(part)}": source
+                for label, source in sources.items()
+            }
             counted |= {f"{part}_{name}": count for name, count in counters.items()}
         return found, counted
 
@@ -272,11 +286,14 @@ class Pipeline:
         return {
             "name": self.recipe.name, "version": __version__, "recipe": content_key(self.recipe.to_yaml()), "result": shown(self.recipe.result),
             "controls": [shown("clm"), "self", shown("target")],
-            "merges": {shown(name): [shown(part) for part in merge.of] for name, merge in self.merges.items()},
+            "merges": {
+                shown(name): {"of": [shown(part) for part in merge.of], **{key: self._merge_notes(name)[key] for key in ("warnings", "distances")}}
+                for name, merge in self.merges.items()
+            },
             "target": models[0] | {"name": self.recipe.target.label}, "sources": models[1:], "windows": planned.documents, "notes": list(planned.notes),
             "learning_rate": self.learning_rate, "learning_rates_tried": {f"{rate:g}": value for rate, value in self.tried_rates.items()},
             "seeds": list(self.recipe.seeds), "macro_by_seed": self._macro_by_seed(), "verdicts": self.verdicts,
-            "held_out_nats_per_byte": {shown(label): self._held_out_nats(label) for label in self.inputs.specs}
+            "held_out_nats_per_byte": {shown(label) if label == "target" else label: self._held_out_nats(label) for label in self.inputs.specs}
             | {shown("clm"): self.clm_held_out_nats},
             "curves": {shown(name): self._made(name, first).curve for name in self.arms},
         }  # fmt: skip

@@ -162,7 +162,7 @@ def judged_fits(inputs: Inputs) -> tuple[Fit, ...]:
 
 
 def _refuse_wide_rows(recipe: Recipe, needs: tuple[ModelNeeds, ...]) -> None:
-    teachers = _teachers(recipe)
+    teachers = teachers_of(recipe)
     smallest = min((m for m in needs if m.label in teachers), key=lambda m: m.vocab_size, default=None)
     if smallest is not None and recipe.rows.k > smallest.vocab_size:
         raise RecipeError(
@@ -190,11 +190,11 @@ def _disk_needed(recipe: Recipe, needs: tuple[ModelNeeds, ...]) -> int:
     """Return the bytes of all rows, all trained models and the two checkpoints that exist at a time."""
     target = needs[0]
     row_bytes = {model.label: recipe.rows.k * (4 if model.vocab_size <= 65536 else 6) + 10 for model in needs}
-    teachers = _teachers(recipe)
+    teachers = teachers_of(recipe)
     rows = sum(model.train_tokens * row_bytes[model.label] for model in needs if model.label in teachers)
     made = len(recipe.resolved_arms) + len(recipe.resolved_merges)
     runs = (made + max(len(recipe.learning_rates) - 1, 0)) * len(recipe.seeds)
-    return rows + runs * target.memory_bytes + target.parameters * 12 * 2
+    return rows + (runs + 1) * target.memory_bytes + target.parameters * 12 * 2  # one more: the run's folder holds a copy of the result
 
 
 def _memory_needed(inputs: Inputs, needs: tuple[ModelNeeds, ...]) -> int:
@@ -206,7 +206,7 @@ def _memory_needed(inputs: Inputs, needs: tuple[ModelNeeds, ...]) -> int:
     return max(training, *(model.memory_bytes + inputs.recipe.rows.batch_tokens * 4 * 4096 for model in needs))
 
 
-def _teachers(recipe: Recipe) -> set[str]:
+def teachers_of(recipe: Recipe) -> set[str]:
     """Return the labels of the models whose rows some arm wants."""
     sources = {source.label for source in recipe.sources}
     found: set[str] = set()

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from lmfuse.align.byte_law import ByteLaw
-from lmfuse.arms import MERGES, WORDS, Arm, MergedArm, Rate, check_words, resolve_arms, resolve_merges
+from lmfuse.arms import MERGES, TEACHERS, WORDS, Arm, MergedArm, Rate, check_words, resolve_arms, resolve_merges
 from lmfuse.catalogue import AlignMethod, FuseMethod, LossMethod, misfit
 from lmfuse.errors import RecipeError, did_you_mean
 from lmfuse.fuse.min_ce import MinCE
@@ -40,7 +40,8 @@ class Text(_Section):
         evaluation: corpora to measure on, never trained on; overlap with ``train`` is refused.
         held_out: share of the training documents of each domain kept apart to tune the learning rate and to judge sources.
         window_tokens: longest window in tokens, start token included; never more than the smallest context.
-        windows_by: whose tokens: those of every model (``all``), or the target's alone (``target``), so that another source changes no window.
+        windows_by: whose tokens: those of every model (``all``), or the target's alone (``target``), so that another source changes no window
+            (unless its context is too short for one, or its chat template cannot express a conversation).
         max_overlap: share of an evaluation document's 13-word spans that may also stand in the training text.
         seed: of the held-out split.
         chat_template: how models read conversations: each with its ``own`` template, all with FuseChat's one for all (``openchat``), or with the
@@ -125,6 +126,8 @@ class Recipe(_Section):
     def _names_fit(self) -> Recipe:
         names, arms = [source.label for source in self.sources], [arm.name for arm in self.resolved_arms]
         made = [*arms, *(merge.name for merge in self.resolved_merges)]
+        if words := set(names).intersection({*TEACHERS, *self.called.values()}):
+            raise ValueError(f"sources: {sorted(words)[0]!r} means something else here; give the source another name")
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"sources: {sorted(twice)[0]!r} stands twice; give each source its own name")
         shown = [self.shown(name) for name in made]
@@ -134,7 +137,7 @@ class Recipe(_Section):
             raise ValueError("arms: two arms have the same name")
         if self.result not in made:
             raise ValueError(f"result: {did_you_mean(self.result, made)}")
-        teachers = ["none", "self", "sources", "best_single", *names]
+        teachers = [*TEACHERS, *names]
         for arm in self.resolved_arms:
             if arm.teacher not in teachers:
                 raise ValueError(f"arms.{arm.name}.teacher: {did_you_mean(arm.teacher, teachers)}")
@@ -159,7 +162,7 @@ class Recipe(_Section):
         return resolve_merges(self.merges, self.resolved_arms, [source.label for source in self.sources])
 
     def shown(self, name: str) -> str:
-        """Return what the report calls a model or an arm."""
+        """Return what the report calls the target, an arm or a merge."""
         return self.called.get(name, name)  # type: ignore[call-overload]
 
     @property

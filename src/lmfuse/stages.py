@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from lmfuse.aids import load_aids
-from lmfuse.arms import Arm, MergedArm
+from lmfuse.arms import Arm, MergedArm, merge_recipe_of
 from lmfuse.artefacts import content_key, is_complete, publish, read_manifest, write_atomic
 from lmfuse.collect import collect
 from lmfuse.console import Console
 from lmfuse.corpus import Corpus
+from lmfuse.errors import InputError
 from lmfuse.evaluate.bits_per_byte import score_documents
 from lmfuse.evaluate.paired import bits_per_byte_by_domain
 from lmfuse.inputs import Inputs
 from lmfuse.memory import give_back
+from lmfuse.merge.passthrough import Passthrough
 from lmfuse.merge_recipe import MergeModel, MergeRecipe, takes_base
 from lmfuse.merge_recipe.plan import make_merge_plan
 from lmfuse.model_files import local_folder
@@ -33,6 +35,8 @@ from lmfuse.types import DocumentScore
 from lmfuse.weights.engine import execute
 from lmfuse.weights.plan import FORMAT as MERGE_FORMAT
 from lmfuse.workspace import ARTEFACT_VERSION, Workspace
+
+SAFETENSORS_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 @dataclass(frozen=True)
@@ -176,23 +180,50 @@ class Stages:
 
     def merged(self, merge: MergedArm, parts: Sequence[TrainedModel]) -> TrainedModel:
         """Merge trained arms in weight space, the target being their base, and publish the model."""
-        target = self.specs["target"]
-        models = [MergeModel(model=str(part.folder), name=name) for name, part in zip(merge.of, parts, strict=True)]
-        base = "target" if takes_base(merge.method) else None
-        if base:
-            models.append(MergeModel(model=target.model, revision=target.revision, name=base))
         folders = [part.folder.name for part in parts]
-        identity = [ARTEFACT_VERSION, "merged", MERGE_FORMAT, merge.method, self.inputs.facts("target").key, folders]
+        identity = [
+            ARTEFACT_VERSION,
+            "merged",
+            MERGE_FORMAT,
+            merge.method,
+            self.inputs.facts("target").key,
+            self.recipe.target.dtype,
+            folders,
+        ]
         folder = self.space.artefact("models", content_key(identity))
         if not is_complete(folder):
             give_back()
-            plan = make_merge_plan(MergeRecipe(models=tuple(models), base=base, method=merge.method), self.space.cache, self.space.cache)
-            made = execute(plan, folder)
+            if len(set(folders)) < len(folders):
+                names = ", ".join(merge.of)
+                raise InputError(f"merge {merge.name}: of {names} two came out as the same model", hint="name in `of` arms that differ")
+            base = self._merge_base() if takes_base(merge.method) else self.specs["target"]
+            recipe = merge_recipe_of(merge, [str(part.folder) for part in parts], base)
+            made = execute(make_merge_plan(recipe, self.space.cache, self.space.cache), folder)
             self.space.event("merged", name=merge.name, of=list(merge.of), counters=dict(made.counters), distances=dict(made.distances))
             self.console.say(f"merge {merge.name} of {', '.join(merge.of)}: {made.seconds:.1f} s", style="dim")
             for warning in made.warnings:
                 self.console.warn(f"merge {merge.name}: {warning}")
         return TrainedModel(folder, self._made(folder, merge.name))
+
+    def _merge_base(self) -> ModelSpec:
+        """Return the target as training began with it: where its weights are stored in another type, rounded to the recipe's."""
+        spec, facts = self.specs["target"], self.inputs.facts("target")
+        if SAFETENSORS_NAMES[spec.dtype] == facts.dtype:
+            return spec
+        folder = self.space.artefact("models", content_key([ARTEFACT_VERSION, "rounded", MERGE_FORMAT, facts.key, spec.dtype]))
+        if not is_complete(folder):
+            model = MergeModel(model=spec.model, revision=spec.revision, name="target")
+            recipe = MergeRecipe(models=(model,), method=Passthrough(), dtype=spec.dtype)
+            execute(make_merge_plan(recipe, self.space.cache, self.space.cache), folder)
+        return replace(spec, model=str(folder), revision=None)
+
+    def merge_notes(self, model: TrainedModel) -> dict[str, Any]:
+        """Return what a merge has to say of itself: counters of its fallbacks, warnings, and how far each arm is from the base."""
+        manifest = read_manifest(model.folder)
+        return {
+            "counters": dict(manifest.counters),
+            **{name: manifest.provenance.get(name, {}) for name in ("warnings", "distances")},
+        }
 
     def _teaching(self, job: Job) -> list[Any]:
         """Return what decides over a job's teacher rows: part of every key that depends on them."""

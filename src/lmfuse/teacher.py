@@ -59,12 +59,19 @@ class RowTeacher:
     def scores(self, document: Document) -> list[float]:
         """Return each source's cross-entropy as the fusion method wants it, and last the one to beat, if any."""
         if getattr(self.fuse, "judge", "held_out") == "training_text":
-            rows = [source.store[document.id] for source in self.sources]
+            rows = self._comparable([source.store[document.id] for source in self.sources])
             per_token = getattr(self.fuse, "unit", "byte") == "token"
             return [r.nats_per_token if per_token else r.nats_per_byte for r in rows]
         scores = [source.held_out_nats_per_byte.get(document.domain, float("nan")) for source in self.sources]
         to_beat = self.no_teacher_nats_per_byte.get(document.domain)
         return [*scores, to_beat] if to_beat is not None and getattr(self.fuse, "no_teacher", False) else scores
+
+    def _comparable(self, rows: list[Rows]) -> list[Rows]:
+        """Leave the ends of turns out of what sources are judged by where one of them has no single token for them: it is spared their cost."""
+        ends = [source.pair.source.control.get("end_of_turn") for source in self.sources]
+        if None not in ends:
+            return rows
+        return [each if end is None else each.where(each.next_ids != end) for each, end in zip(rows, ends, strict=True)]
 
     def __call__(self, document: Document, encoding: Encoding) -> Fused:
         """Return one teacher row per token of the target's encoding."""

@@ -240,6 +240,10 @@ class Rows:
     def __len__(self) -> int:
         return len(self.starts)
 
+    def where(self, wanted: Bool[np.ndarray, "U"]) -> Rows:
+        """Return some of the rows."""
+        return Rows(self.starts[wanted], self.ends[wanted], self.next_ids[wanted], self.nll_nats[wanted], self.topk[wanted])
+
     @property
     def num_bytes(self) -> int:
         """Return the number of bytes that the rows' tokens cover."""
