@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
 from lmfuse.disk import write_atomic
@@ -88,7 +88,7 @@ def render_folder(folder: Path) -> Path:
         raise InputError(f"{folder} holds no report/report.json", hint="`lmfuse run` writes it when a run is done")
     try:
         page = render(json.loads(source.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, UndefinedError) as error:
         raise InputError(f"{source}: not a report ({error!r})", hint="run the recipe again; finished stages are reused") from None
     target = folder / "report" / "index.html"
     write_atomic(target, page.encode())
