@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from lmfuse.bytes import ByteTokenizer
 from lmfuse.chat_template import Unfit
@@ -205,6 +205,25 @@ def test_control_strings_in_messages_are_text(folders, family, name):
     if family in ("chatml", "llama3"):  # elsewhere transformers' own way out changes spaces, or gives up
         safe = theirs.apply_chat_template(messages(document), sanitize_control_tokens=True)["input_ids"]
         assert theirs.decode(encoding.ids.tolist()) == theirs.decode(safe)
+
+
+def test_added_tokens_that_are_no_control_tokens_are_read_in_messages_as_transformers_reads_them(tmp_path):
+    """Qwen's ``<tool_call>``: it writes its own letters, so a message that spells it keeps its bytes and becomes the token."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer.from_str(fakes.byte_bpe().to_str())
+    tokenizer.add_tokens([AddedToken("<tool_call>", special=False)])
+    template = FAMILIES["chatml"].template + "{{ '' if messages else '<tool_call>' }}"
+    ours = ByteTokenizer.load(write_folder(tmp_path, tokenizer, FAMILIES["chatml"], template=template), chat_template="own")
+    document = talk("Write <tool_call>.", "It is <tool_call> and <|im_end|>.")
+    encoding = ours.encode(document)
+    call = ours.vocabulary.strings.index("<tool_call>")
+    assert encoding.ids.tolist().count(call) == 2
+    assert (call, b"<tool_call>") == (encoding.ids[encoding.starts == 6][0], ours.vocabulary.bytes_of(call))
+    check(ours, document, encoding)
+    normal = talk("Write <tool_call>.", "It is <tool_call>.")
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert ours.encode(normal).ids.tolist() == list(theirs.apply_chat_template(messages(normal))["input_ids"])
 
 
 def test_a_message_cannot_complete_a_control_token_of_the_template(tmp_path):

@@ -84,7 +84,7 @@ def test_what_a_template_refuses_is_its_answer(source, problem):
         ("{% set ns = namespace(x='x') %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}", "needs too much memory"),
         ("{{ ''.__class__.__mro__ }}", "does what a template may not: access to attribute '__class__'"),
         ("{{ messages.append(1) }}", "does what a template may not"),
-        ("{{ lipsum.__globals__['os'].getpid() }}", "does what a template may not: access to attribute '__globals__'"),
+        ("{{ raise_exception.__globals__['os'].getpid() }}", "does what a template may not: access to attribute '__globals__'"),
         ("{{ self.__init__.__code__ }}", "does what a template may not"),
         ("{% set ns = namespace(__class__=1) %}", "does what a template may not: a namespace holds no '__class__'"),
         ("{% for m in %}", "cannot be read: Expected an expression"),
@@ -100,6 +100,53 @@ def test_bombs_and_escapes_end_in_one_line_that_names_the_model(source, message,
     assert "\n" not in str(caught.value)
     assert "chat_template" in caught.value.hint
     assert time.monotonic() - begun < 50
+
+
+def test_what_differs_from_run_to_run_is_not_written():
+    with pytest.raises(InputError, match=r"its chat template cannot be read: No filter named 'random'"):
+        sandbox("{{ [1, 2] | random }}").render(TALK)
+    assert "No filter named 'random'" in sandbox("{{ [messages] | map('random') | list }}").render(TALK).problem
+    assert "'lipsum' is undefined" in sandbox("{{ lipsum() }}").render(TALK).problem
+    for source in ("{{ raise_exception }}", "{{ 'It is ' ~ messages[0].content.strip }}", "{{ [messages[0].items] }}"):
+        assert "address in memory" in sandbox(source).render(TALK).problem, source
+    said = [("user", "What is <function f at 0x7f0123456789>?")]
+    assert sandbox("{{ messages[0].content }}").render(said).text == said[0][1]  # a message may say so
+    sources = "{{ messages | tojson }}{{ dict(b=1, a=2) }}{{ ['b', 'a', 'b'] | unique | list }}{{ range(3) }}{{ namespace(a=1).a }}"
+    assert len({sandbox(sources).render(TALK).text for _ in range(3)}) == 1
+
+
+@pytest.mark.parametrize("source", ["a{{ '\\ud800' }}", "{{ '\\ud83d' }}{{ '\\ude00' }}", "{{ messages[0].content[:1] }}{{ '\\udfff' }}"])
+def test_half_a_character_is_a_problem(source):
+    found = sandbox(source).render(TALK)
+    assert (found.text, found.problem[:12], found.problem[-18:]) == ("", "it writes \\u", ", half a character")
+
+
+def test_a_very_long_refusal_costs_the_parent_nothing():
+    import tracemalloc
+
+    talk = sandbox("{{ raise_exception('no \\x00' ~ 'x' * 50000000) }}")
+    tracemalloc.start()
+    found = talk.render(TALK)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.problem.startswith("no x")
+    assert peak < 1_000_000
+
+
+def test_a_child_that_answers_too_much_is_ended(monkeypatch):
+    code = "import sys; sys.stdin.readline(); print('ready', flush=True); sys.stdin.readline(); sys.stdout.write('x' * 10**8); sys.stdout.flush()"
+    start = chat_sandbox.subprocess.Popen
+    monkeypatch.setattr(chat_sandbox.subprocess, "Popen", lambda args, **more: start([args[0], "-I", "-S", "-c", code], **more))
+    with pytest.raises(InputError, match=r"its chat template answers more than 12,583,104 bytes"):
+        sandbox("x").render([("user", "Hi"), ("assistant", "Hello")][:1])
+
+
+def test_a_template_that_cannot_be_read_is_tried_once(monkeypatch):
+    talk = sandbox("{% for m in %}")
+    for _ in range(2):
+        with pytest.raises(InputError, match="cannot be read: Expected an expression"):
+            talk.render(TALK)
+        monkeypatch.setattr(chat_sandbox, "_start", None)
 
 
 def test_after_a_fault_the_next_conversation_is_rendered_by_another_child(monkeypatch):

@@ -67,6 +67,14 @@ def test_a_template_that_changes_what_was_said_is_refused(template, reason):
     assert reason in found.reason
 
 
+def test_roles_that_are_refused_are_asked_about_once(monkeypatch):
+    template = ChatTemplate("m", GEMMA, {"bos_token": "<s>"})
+    refused = template.render(talk("a", "b", system="c").segments)
+    assert refused == Unfit("System role not supported")
+    monkeypatch.setattr(template._sandbox, "render", None)
+    assert template.render(talk("d", "e", system="f").segments) == refused
+
+
 def test_answers_are_never_trimmed_questions_may_be():
     trims = "{% for m in messages %}[{{ m.content | trim }}]{% endfor %}"
     assert [stretch.text for stretch in rendered(trims, " a ", "b")] == ["[", "a", "][", "b", "]"]

@@ -110,6 +110,16 @@ def test_both_kinds_of_turns_under_both_names(tmp_path):
     assert said(read(tmp_path, record)[0]) == [("user", "a", False), ("assistant", "b", True)]
 
 
+def test_a_field_that_is_null_gives_way_to_the_other_name(tmp_path):
+    turns = [{"from": None, "role": "user", "value": "a", "content": None}, {"from": "gpt", "role": None, "value": None, "content": "b"}]
+    assert said(read(tmp_path, {"conversations": turns})[0]) == [("user", "a", False), ("assistant", "b", True)]
+
+
+def test_weights_of_one_and_null_are_training_text(tmp_path):
+    for weight in (None, 1, 1.0):
+        assert read(tmp_path, open_ai(("user", "a"), ("assistant", "b"), weight=weight))[0].segments[1].trained
+
+
 def test_parquet_holds_turns_as_structs(tmp_path):
     turns = [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]
     pq.write_table(pa.table({"messages": turns, "other": [1]}), tmp_path / "t.parquet")
@@ -232,6 +242,14 @@ UNFIT = [
     ),
     (open_ai(("user", "a"), ("assistant", 7)), r"turn 2: its content is int, expected a string"),
     (open_ai(("user", None), ("assistant", "b")), r"turn 1: its content is NoneType"),
+    (share_gpt(("system", "a"), ("system", "b"), ("human", "c"), ("gpt", "d")), r"a system message behind another turn, expected one"),
+    (open_ai(("user", "a"), ("assistant", "b"), weight=2), r"turn 1: its weight is '2', expected 0 or 1"),
+    (open_ai(("user", "a"), ("assistant", "b"), weight="0"), r"turn 1: its weight is '0', expected 0 or 1"),
+    (open_ai(("user", "a"), ("assistant", "b"), weight=True), r"turn 1: its weight is 'True'"),
+    (open_ai(("user", "a"), ("assistant", "b"), weight=[0]), r"turn 1: its weight is '\[0\]'"),
+    ({"conversations": {"from": ["human"], "value": []}}, r": conversations is an object \(from: 1, value: 0\), expected a list of turns"),
+    ({"conversations": {"from": 5, "value": 6}}, r": conversations is an object \(from: int, value: int\)"),
+    ({"messages": {"role": "user", "content": "x"}}, r": messages is an object \(role: str, content: str\)"),
 ]
 
 

@@ -19,6 +19,7 @@ from lmfuse.pipeline import Pipeline
 from lmfuse.types import Document, Vocabulary, VocabularyMap
 from tests import runs
 from tests.align.test_pair import random_rows
+from tests.chat_templates import load, talk
 from tests.fakes import TEXT, byte_bpe, metaspace_bpe, unigram
 
 CORPUS = [Document.plain(line) for line in TEXT] + [Document.plain("".join(TEXT))]
@@ -112,6 +113,25 @@ def test_text_with_a_second_job_stays_text(tmp_path):
             if changed is target:
                 assert single[source.vocabulary.control["pad"]] == -1
         changed.vocabulary = kept
+
+
+TALKS = [talk(question.strip(), answer.strip()) for question, answer in zip(TEXT, reversed(TEXT), strict=True)]
+
+
+@pytest.mark.parametrize(
+    "families", [("mistral", "chatml"), ("chatml", "mistral"), ("llama2", "chatml"), ("chatml", "llama2")], ids="-".join
+)
+@pytest.mark.parametrize("name", [*MAPS, *COUNTED_MAPS])
+def test_the_end_of_a_turn_goes_to_the_end_of_a_turn_and_nothing_else_does(name, families, tmp_path):
+    """Its strings (`</s>`, `<|im_end|>`) have nothing in common, and llama2's template writes no single token there."""
+    parts = zip(families, (metaspace_bpe(), byte_bpe()), strict=True)
+    source, target = (load(tmp_path / family, tokenizer, family) for family, tokenizer in parts)
+    onto = tokens_of(load_pair(source, target, tmp_path, method_of(name), TALKS))
+    theirs, ours = (t.vocabulary.control["end_of_turn"] if f != "llama2" else -1 for t, f in zip((source, target), families, strict=True))
+    from_ids = np.repeat(np.arange(source.vocabulary.size), np.diff(onto.indptr))
+    assert set(from_ids[onto.target_ids == ours].tolist()) == ({theirs} if ours >= 0 and theirs >= 0 else set())
+    if theirs >= 0:
+        assert onto.single()[theirs] == ours
 
 
 @pytest.mark.parametrize("corpus", [None, []])

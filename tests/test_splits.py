@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lmfuse.errors import TextError
 from lmfuse.splits import deduplicate, split_held_out
-from lmfuse.types import Document
+from lmfuse.types import Document, Segment
 from tests.chat_templates import talk
 
 
@@ -78,3 +78,23 @@ def test_conversations_that_begin_with_the_same_question_stay_together():
     assert (len(sides[0]), len(sides[1])) == (7, 3)
     assert not sides[0] & sides[1]
     assert len(kept) + len(held_out) == 60
+
+
+def test_an_untrained_answer_ends_the_question_and_its_case_and_spaces_do_not_count():
+    def asked(n: int, question: str, *, trained: bool) -> Document:
+        first = Segment(f"answer {n}", "assistant", trained)
+        return Document(
+            (Segment(question, "user", trained=False), first, Segment("and?", "user", trained=False), Segment("So.", "assistant"))
+        )
+
+    spelled = ("why {} x?", "Why  {} X? ", "\nWHY\t{} x?")
+    talks = [asked(n, spelled[n % 3].format(n // 3), trained=n % 2 == 0) for n in range(60)]
+    kept, held_out = split_held_out(talks, 0.3, seed=3)
+    sides = [{document.segments[0].text.casefold().split()[1] for document in side} for side in (kept, held_out)]
+    assert (len(sides[0]), len(sides[1]), len(held_out)) == (14, 6, 18)
+    assert not sides[0] & sides[1]
+
+
+def test_case_and_spaces_of_plain_text_count():
+    documents = [Document.plain("a B"), Document.plain("a b"), Document.plain("a  b")]
+    assert len(split_held_out(documents, 2)[1]) == 2

@@ -2,8 +2,10 @@
 
 The tokenizer's own library cuts and encodes the whole text that the chat template wrote. Only what the *template* wrote can become a control
 token: each of its control tokens is replaced by a character of the last private plane, which is an added token with the same flags, and the
-control strings themselves are switched off. So ``<|im_end|>`` inside a message is read as the characters that it is. Between the control
-tokens lie *parts*; in each of them the bytes that the tokens write are walked against its text, as for plain documents.
+control strings themselves are switched off. So ``<|im_end|>`` inside a message is read as the characters that it is. Added tokens that are
+not special (Qwen's ``<tool_call>``) are no control tokens: they write their own letters, and where a message spells one it becomes one, as
+in transformers and in plain documents. Between the control tokens lie *parts*; in each of them the bytes that the tokens write are walked
+against its text, as for plain documents.
 """
 
 from __future__ import annotations

@@ -2,16 +2,20 @@
 
 Its first line of standard input is ``{"library": folder, "source": template, "variables": {...}, "seconds": n, "bytes": n}``; it answers
 ``ready``. Each further line is ``{"messages": [...], "prompt": bool, "most": characters}``; it answers each with one line of JSON: ``text``, or
-``problem`` (the template refuses these messages), or ``fault`` (the template itself is at fault). A template that does not end kills it.
+``problem`` (the template refuses these messages), or ``fault`` (the template itself is at fault), with ``always`` where no message can help. A
+template that does not end kills it.
 """
 
 import datetime
 import json
+import re
 import sys
 from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
+ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]{6,}>")  # how Python writes functions and objects without a text of their own
+LONGEST_REASON = 300  # characters of a problem or fault that are passed on
 TODAY = datetime.datetime(2024, 7, 26)  # the day that Llama 3.1's template takes where it knows none: every run renders the same
 
 
@@ -82,6 +86,7 @@ def environment() -> Any:
         return TODAY.strftime(form)
 
     found = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols])
+    del found.filters["random"], found.globals["lipsum"]  # every run renders the same
     found.filters["tojson"] = to_json
     found.globals |= {"raise_exception": refuse, "strftime_now": strftime_now, "namespace": Namespace, "dict": lambda **values: values}
     return found
@@ -89,8 +94,7 @@ def environment() -> Any:
 
 def warm_up(jinja: Any) -> None:
     """Run what the library imports late, before it can open no file any more."""
-    for module in ("constants", "debug"):
-        import_module(f"jinja2.{module}")
+    import_module("jinja2.debug")
     for source in ("{{ raise_exception('') }}", "{{ 1/0 }}", "{{ strftime_now('%d %b %Y') }}{{ [{'a': 'é'}]|tojson }}{{ 1.5|round }}"):
         with suppress(Exception):
             jinja.from_string(source).render()
@@ -110,15 +114,27 @@ def answer(template: Any, variables: dict[str, str], asked: dict[str, Any]) -> d
             if size > asked["most"]:
                 return {"fault": f"writes more than {asked['most']:,} characters"}
             parts.append(part)
-        return {"text": "".join(parts)}
+        return check("".join(parts), asked["messages"])
     except MemoryError:
         return {"fault": "needs too much memory"}
     except jinja2.exceptions.SecurityError as error:
-        return {"fault": f"does what a template may not: {error}"}
+        return {"fault": f"does what a template may not: {str(error)[:LONGEST_REASON]}"}
     except jinja2.exceptions.TemplateError as error:
-        return {"problem": str(error) or type(error).__name__}
+        return {"problem": str(error)[:LONGEST_REASON] or type(error).__name__}
     except Exception as error:
-        return {"problem": f"{type(error).__name__}: {error}"}
+        return {"problem": f"{type(error).__name__}: {str(error)[:LONGEST_REASON]}"}
+
+
+def check(text: str, messages: list[dict[str, str]]) -> dict[str, str]:
+    """Return what a template wrote, or why that is no text that every run would write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return {"problem": f"it writes {ascii(text[error.start])[1:-1]}, half a character"}
+    for found in ADDRESS.findall(text):
+        if not any(found in message["content"] for message in messages):
+            return {"problem": "it writes an address in memory, another one in every run"}
+    return {"text": text}
 
 
 def main() -> None:
@@ -138,8 +154,11 @@ def main() -> None:
         except MemoryError:
             broken = "needs too much memory"
         except Exception as error:  # syntax, and nesting too deep for the compiler
-            broken = f"cannot be read: {error} (line {getattr(error, 'lineno', 0)})"
-        found = {"fault": broken} if template is None else answer(template, given["variables"], asked)
+            broken = f"cannot be read: {str(error)[:LONGEST_REASON]} (line {getattr(error, 'lineno', 0)})"
+        try:
+            found = {"fault": broken, "always": "yes"} if template is None else answer(template, given["variables"], asked)
+        except MemoryError:  # while it was told why
+            found = {"fault": "needs too much memory"}
         del asked, line
         sys.stdout.write(json.dumps(found) + "\n")
         sys.stdout.flush()

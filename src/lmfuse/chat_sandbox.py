@@ -27,6 +27,7 @@ WALL_SECONDS = 30 if os.name == "posix" else 4  # only a stopped process needs i
 MEMORY_BYTES = 1 << 30
 MOST_OUTPUT = 1 << 20  # characters, and GROWTH times those of the messages
 GROWTH = 8
+LONGEST_ESCAPE = 12  # bytes of JSON that one character can take
 HINT = "use a model whose chat template is well known, or name another one: chat_template: openchat, or the path of a template"
 
 
@@ -46,6 +47,7 @@ class ChatSandbox:
         self.model, self.source, self.variables = model, source, variables
         self._child: subprocess.Popen[bytes] | None = None
         self._owner = 0
+        self._broken = ""  # why no messages can ever be rendered, once that is known
         self._lock = threading.Lock()
 
     def render(self, messages: Sequence[tuple[str, str]], *, prompt: bool = False) -> Rendered:
@@ -58,9 +60,12 @@ class ChatSandbox:
         named = [{"role": role, "content": text} for role, text in messages]
         asked = json.dumps({"messages": named, "prompt": prompt, "most": most}).encode() + b"\n"
         with self._lock:
-            answer, how = _exchange(self._running(), asked)
+            if self._broken:
+                raise self._fault(self._broken)
+            answer, how = _exchange(self._running(), asked, LONGEST_ESCAPE * most)
             found: dict[str, str] = json.loads(answer) if answer else {"fault": how}
             if "fault" in found:
+                self._broken = found["fault"] if "always" in found else ""
                 self._end()
                 raise self._fault(found["fault"])
         return Rendered(found.get("text", ""), _one_line(found["problem"]) if "problem" in found else "")
@@ -108,8 +113,11 @@ def _start(python: str) -> subprocess.Popen[bytes]:
     )
 
 
-def _exchange(child: subprocess.Popen[bytes], line: bytes) -> tuple[bytes, str]:
-    """Write a line to the child and return the one that it answers, and in words how it ended if it answers none."""
+def _exchange(child: subprocess.Popen[bytes], line: bytes, most_bytes: int = MOST_OUTPUT) -> tuple[bytes, str]:
+    """Write a line to the child and return the one that it answers, and in words how it ended if it answers none.
+
+    A child that answers more than ``most_bytes`` (and some for the names of the fields) is ended.
+    """
     assert child.stdin is not None
     assert child.stdout is not None
     late = threading.Event()
@@ -124,10 +132,14 @@ def _exchange(child: subprocess.Popen[bytes], line: bytes) -> tuple[bytes, str]:
     with suppress(OSError):  # it has ended; reading says how
         child.stdin.write(line)
         child.stdin.flush()
-    answer = child.stdout.readline()
+    answer = child.stdout.readline(most_bytes + 10_000)
     clock.cancel()
     if answer.endswith(b"\n"):
         return answer, ""
+    if len(answer) > most_bytes:
+        child.kill()
+        child.wait()
+        return b"", f"answers more than {most_bytes:,} bytes"
     status = child.wait()
     if late.is_set():
         return b"", f"does not end within {WALL_SECONDS} s"

@@ -91,12 +91,12 @@ class ChatTemplate:
         """
         if len(messages) > MOST_TURNS:
             return Unfit(f"{len(messages):,} turns, at most {MOST_TURNS:,} are rendered")
+        frame = self._frame(tuple(message.role for message in messages), prompt)  # roles that are refused are so only once
+        if isinstance(frame, Unfit):
+            return frame
         said = self._sandbox.render([(message.role, message.text) for message in messages], prompt=prompt)
         if said.problem:
             return Unfit(said.problem)
-        frame = self._frame(tuple(message.role for message in messages), prompt)
-        if isinstance(frame, Unfit):
-            return frame
         return _contents(said.text, frame, messages) or Unfit("it changes what the messages say")
 
     def _frame(self, roles: tuple[str, ...], prompt: bool) -> _Frame | Unfit:

@@ -7,7 +7,7 @@ fields     ``user: "{question}"`` and ``assistant: "{answer}"`` in the recipe
 =========  ====================================================================================
 
 What comes out is a document of turns: a system message if there is one, then user and assistant in turn, the assistant's turns trained. As
-published (FuseChat, arXiv:2408.07990, after Vicuna's cleaning) a turn before the first user's is dropped; turns behind the last answer teach
+published (FuseChat, arXiv:2408.07990, after Vicuna's cleaning) an assistant's turn before the first user's is dropped; turns behind the last answer teach
 nothing and are dropped, too. Whatever else does not fit is refused by record, never guessed.
 """
 
@@ -33,6 +33,7 @@ TOOLS = frozenset(
 )
 CALLS = ("tool_calls", "function_call", "audio", "images")
 COUNTERS = ("leading_turns_dropped", "trailing_turns_dropped", "answers_stripped", "unfit")
+MEND = "remove or mend such conversations, or set unfit_conversations: leave_out"
 Turn = tuple[str, str, bool]  # role, text, trained
 
 
@@ -52,10 +53,10 @@ def turns_field(record: Mapping[str, Any]) -> str | None:
 def read_turns(record: Mapping[str, Any], where: str) -> list[Turn]:
     """Return the turns that a ShareGPT or OpenAI record holds, their roles by our names.
 
-    An OpenAI message with ``"weight": 0`` is context, not training text.
+    An OpenAI message with ``"weight": 0`` is context, not training text; null is 1.
 
     Raises:
-        UnfitError: tools, images, another role, or a content that is no string.
+        UnfitError: tools, images, another role, a content that is no string, another weight, or columns that are no table.
         TextError: no turns in it, or turns that are no objects.
     """
     name = turns_field(record)
@@ -65,15 +66,24 @@ def read_turns(record: Mapping[str, Any], where: str) -> list[Turn]:
             hint=f"its fields: {', '.join(map(str, record))[:120]}; see `user` and `assistant`",
         )
     turns = record[name]
-    if isinstance(turns, dict):  # a table of columns, as Arrow gives a list of structs in old data sets
-        turns = [dict(zip(turns, values, strict=True)) for values in zip(*turns.values(), strict=True)]
+    if isinstance(turns, dict):
+        turns = _from_columns(turns, f"{where}: {name}")
     return [_turn(turn, LISTS[name], f"{where}: turn {number}") for number, turn in enumerate(turns, start=1)]
+
+
+def _from_columns(columns: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """Return turns given as a table of columns, as Arrow gives a list of structs in old data sets."""
+    lengths = {key: len(values) if isinstance(values, list | tuple) else None for key, values in columns.items()}
+    if None in lengths.values() or len(set(lengths.values())) > 1:
+        got = ", ".join(f"{key}: {type(columns[key]).__name__ if n is None else n}" for key, n in list(lengths.items())[:4])
+        raise UnfitError(f"{where} is an object ({got[:120]}), expected a list of turns, or columns of equal length", hint=MEND)
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def _turn(turn: Any, keys: tuple[str, str], where: str) -> Turn:
     if not isinstance(turn, dict):
         raise TextError(f"{where} is {type(turn).__name__}, expected an object", hint=f"turns have {keys[0]!r} and {keys[1]!r}")
-    own, text = (turn.get(key, turn.get(other)) for key, other in zip(keys, _others(keys), strict=True))
+    own, text = (turn.get(other) if turn.get(key) is None else turn[key] for key, other in zip(keys, _others(keys), strict=True))
     if not isinstance(own, str):
         raise TextError(f"{where}: who speaks is missing ({keys[0]!r})", hint=f"turns have {keys[0]!r} and {keys[1]!r}")
     call = next((name for name in CALLS if turn.get(name)), None)
@@ -88,8 +98,11 @@ def _turn(turn: Any, keys: tuple[str, str], where: str) -> Turn:
             f"{where}: its content is {got}, expected a string", hint="only text is read; or set unfit_conversations: leave_out"
         )
     refuse_surrogates(text, where)
+    weight = turn.get("weight")
+    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
+        raise UnfitError(f"{where}: its weight is {str(weight)[:40]!r}, expected 0 or 1", hint=MEND)
     role = ROLES[own.lower()]
-    return role, text, role == "assistant" and turn.get("weight") != 0
+    return role, text, role == "assistant" and weight != 0
 
 
 def _others(keys: tuple[str, str]) -> tuple[str, str]:
@@ -108,14 +121,14 @@ def clean(turns: Iterable[Turn], where: str, counts: MutableMapping[str, int]) -
         counts: holds all of ``COUNTERS``; what is dropped and stripped is added.
 
     Raises:
-        UnfitError: two turns of one role behind each other, a system message between the turns, or an empty answer before others.
+        UnfitError: two turns of one role behind each other, a second system message, or an empty answer before others.
 
     >>> clean([("assistant", "Welcome!", True), ("user", "Hi", False), ("assistant", " Hello. ", True)], "here", dict.fromkeys(COUNTERS, 0))
     (Segment(text='Hi', role='user', trained=False), Segment(text='Hello.', role='assistant', trained=True))
     """
     given = list(turns)
     first = 1 if given and given[0][0] == "system" else 0
-    if first < len(given) and given[first][0] != "user":
+    if first < len(given) and given[first][0] == "assistant":
         del given[first]
         counts["leading_turns_dropped"] += 1
     kept = [Segment(text.strip() if role == "assistant" else text, role, trained) for role, text, trained in given]
@@ -132,10 +145,9 @@ def clean(turns: Iterable[Turn], where: str, counts: MutableMapping[str, int]) -
 
 
 def _check_order(roles: list[str], where: str) -> None:
-    hint = "remove or mend such conversations, or set unfit_conversations: leave_out"
     if "system" in roles:
-        raise UnfitError(f"{where}: a system message behind another turn, expected it first", hint)
+        raise UnfitError(f"{where}: a system message behind another turn, expected one, and first", MEND)
     if roles and roles[0] != "user":
-        raise UnfitError(f"{where}: the {roles[0]} speaks first, expected the user", hint)
+        raise UnfitError(f"{where}: the {roles[0]} speaks first, expected the user", MEND)
     if twice := next((role for role, run in groupby(roles) if len(list(run)) > 1), None):
-        raise UnfitError(f"{where}: two turns of the {twice} behind each other, expected user and assistant in turn", hint)
+        raise UnfitError(f"{where}: two turns of the {twice} behind each other, expected user and assistant in turn", MEND)

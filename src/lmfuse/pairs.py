@@ -26,7 +26,7 @@ from lmfuse.bytes import ByteTokenizer
 from lmfuse.errors import InputError
 from lmfuse.types import Document, Encoding, VocabularyMap
 
-PAIR_VERSION = 2  # part of every key that a pair or map goes into: raise it when the same tokenizers would give others
+PAIR_VERSION = 3  # part of every key that a pair or map goes into: raise it when the same tokenizers would give others
 DOCUMENTS = 512  # of a corpus encoded at once
 COUNTED: dict[str, int] = {"longer": 20_000, "co_occurrence_released": 2_000}
 """How many documents of a corpus, evenly spread over it, are counted: enough for shares; what warping by a loop over tokens can bear."""

@@ -254,7 +254,7 @@ class Pipeline:
         }
 
     def _merge_notes(self, name: str) -> dict[str, Any]:
-        return self.stages.merge_notes(self._made(name, self.recipe.seeds[0]))
+        return self.stages.merge_notes(self._made(name, self.recipe.seeds[0]).folder)
 
     def _merge_counters(self) -> dict[str, int]:
         """Return every fallback of every merge."""

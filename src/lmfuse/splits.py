@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import takewhile
 
 from lmfuse.errors import TextError
-from lmfuse.types import Document
+from lmfuse.types import Document, Segment
 
 
 def deduplicate(documents: Iterable[Document]) -> tuple[list[Document], int]:
@@ -56,7 +56,12 @@ def split_held_out(documents: Sequence[Document], held_out: float | int, *, seed
 
 
 def _kin(document: Document) -> str:
-    """Return what equal documents share; of a conversation what stands before its first answer, the system message aside."""
-    before = takewhile(lambda segment: not segment.trained, document.segments)
-    asked = tuple(segment for segment in before if segment.role != "system")
-    return Document(asked).id if asked else document.id
+    """Return what equal documents share; of a conversation what stands before its first answer, trained or not, the system message aside.
+
+    Case and whitespace do not count there, as they do not where overlap is looked for.
+    """
+    if not document.is_conversation:
+        return document.id
+    before = takewhile(lambda segment: segment.role != "assistant", document.segments)
+    asked = [Segment(" ".join(s.text.casefold().split()), s.role, trained=False) for s in before if s.role != "system"]
+    return Document(tuple(asked)).id if asked else document.id

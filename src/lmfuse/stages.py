@@ -201,7 +201,7 @@ class Stages:
             made = execute(make_merge_plan(recipe, self.space.cache, self.space.cache), folder)
             self.space.event("merged", name=merge.name, of=list(merge.of), counters=dict(made.counters), distances=dict(made.distances))
             self.console.say(f"merge {merge.name} of {', '.join(merge.of)}: {made.seconds:.1f} s", style="dim")
-            for warning in made.warnings:
+            for warning in self.merge_notes(folder)["warnings"]:
                 self.console.warn(f"merge {merge.name}: {warning}")
         return TrainedModel(folder, self._made(folder, merge.name))
 
@@ -217,13 +217,11 @@ class Stages:
             execute(make_merge_plan(recipe, self.space.cache, self.space.cache), folder)
         return replace(spec, model=str(folder), revision=None)
 
-    def merge_notes(self, model: TrainedModel) -> dict[str, Any]:
+    def merge_notes(self, folder: Path) -> dict[str, Any]:
         """Return what a merge has to say of itself: counters of its fallbacks, warnings, and how far each arm is from the base."""
-        manifest = read_manifest(model.folder)
-        return {
-            "counters": dict(manifest.counters),
-            **{name: manifest.provenance.get(name, {}) for name in ("warnings", "distances")},
-        }
+        manifest = read_manifest(folder)
+        warnings = [each for each in manifest.provenance["warnings"] if "licence" not in each.lower()]  # the run's card speaks of licences
+        return {"counters": dict(manifest.counters), "warnings": warnings, "distances": manifest.provenance["distances"]}
 
     def _teaching(self, job: Job) -> list[Any]:
         """Return what decides over a job's teacher rows: part of every key that depends on them."""

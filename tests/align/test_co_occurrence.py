@@ -52,6 +52,18 @@ def test_released_by_hand() -> None:
 
 
 @pytest.mark.parametrize("choose", RULES)
+def test_the_end_of_a_turn_is_not_counted(choose: Choice) -> None:
+    """Warping can match it with anything, and where it ends texts too the released fallback would send text to it."""
+    source = Vocabulary.from_tokens([b"a", b"\xff", b"b"], control={"end_of_turn": 1})
+    target = Vocabulary.from_tokens([b"\xff", b"a", b"b"], control={"end_of_turn": 0, "eos": 0})
+    counts = Counts.nothing(3, 3).plus(np.array([0, 0, 1, 1, 1]), np.array([0, 0, 1, 1, 0]))
+    onto, report = co_occurrence_map(counts, source, target, longest_first(target), choose)
+    released = choose == "released"
+    assert onto.single().tolist() == ([-1, 0, -1] if released else [1, 0, 2])
+    assert report == (MapReport(control=1, unmapped=2) if released else MapReport(exact=2, control=1))
+
+
+@pytest.mark.parametrize("choose", RULES)
 @pytest.mark.parametrize("seed", range(3))
 def test_rows_are_stochastic_and_the_report_adds_up(seed: int, choose: Choice) -> None:
     rng = np.random.default_rng(seed)

@@ -131,6 +131,34 @@ def test_no_row_stands_behind_the_last_source_token():
     assert not alignment.taught.any()
 
 
+def conversation_of(end: str, strings: list[str]) -> Vocabulary:
+    tokens = [b"\xff" if string == end else string.translate(SIGNS).encode() for string in strings]
+    return Vocabulary.from_tokens(tokens, strings=strings, control={"end_of_turn": strings.index(end)})
+
+
+def test_the_first_token_of_an_answer_is_taught_by_the_row_that_begins_there():
+    """`a END | b c END`: the template stands before `a` and before `b`; ends are spelled differently and still meet."""
+    ours = conversation_of("<|im_end|>", ["a", "b", "c", "<|im_end|>", "<s>"])
+    theirs = conversation_of("</s>", ["</s>", "a", "b", "c"])
+    target = Encoding(np.array([4, 0, 3, 4, 1, 2, 3]), np.array([-1, 0, 1, -1, 2, 3, 4]), np.array([-1, 1, 2, -1, 3, 4, 5]))
+    rows = rows_of([1, 0, 2, 3, 0], [1, 2, 3, 4, 5], [[1], [0], [2], [3], [0]], np.log([[0.5], [0.6], [0.7], [0.8], [0.9]]), 4)
+    alignment = Dtw(accept="min_ed", renormalise=False)(rows, target, pair_of(theirs, ours))
+    assert alignment.source_row.tolist() == [-1, 0, 1, -1, 2, 3, 4]
+    assert [kept(alignment, q) for q in (1, 2, 4, 6)] == [{0: 0.5}, {3: 0.6}, {1: 0.7}, {3: 0.9}]
+    assert not alignment.one_hot.any()
+    np.testing.assert_array_equal(alignment.truth_nll_nats[[1, 2, 4, 5, 6]], [0, 1, 2, 3, 4])
+    later = Rows(rows.starts[1:], rows.ends[1:], rows.next_ids[1:], rows.nll_nats[1:], rows.topk[1:])  # nothing says what the first is
+    assert Dtw()(later, target, pair_of(theirs, ours)).source_row.tolist()[:5] == [-1, -1, -1, -1, 1]
+
+
+def test_a_dummy_prefix_alone_begins_no_answer_of_a_source_without_one():
+    ours = conversation_of("</s>", ["▁", "a", "</s>"])
+    theirs = conversation_of("<e>", ["a", "<e>"])
+    target = Encoding(np.array([0, 1, 2]), np.array([0, 0, 1]), np.array([0, 1, 2]))
+    rows = rows_of([0, 1], [1, 2], [[0], [1]], np.log([[0.5], [0.5]]), 2)
+    assert Dtw(one_hot="none")(rows, target, pair_of(theirs, ours)).source_row[0] == -1
+
+
 def test_same_tokenizer_changes_nothing():
     rng = np.random.default_rng(0)
     words = spelled([f"▁w{n}" for n in range(30)])

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
-from lmfuse.align.dtw_path import decoded_strings, dtw_path, path_lengths
+from lmfuse.align.dtw_path import END, decoded_strings, dtw_path, path_lengths, spell_end
 from lmfuse.types import Vocabulary
 
 
@@ -85,6 +85,14 @@ def test_decoded_strings_by_hand():
     assert decoded_strings(llama) == ["the", "", " ", "\n", "\ufffd", "", "é"]
     gpt = Vocabulary.from_tokens([b" the", b"\xe6\x9d", b"\n"], strings=["Ġthe", "æĿ", "Ċ"])
     assert decoded_strings(gpt) == [" the", "\ufffd", "\n"]
+
+
+def test_ends_of_turns_are_spelled_alike_and_like_no_text():
+    theirs = Vocabulary.from_tokens([b"a", b"\xff", b"\xe6"], strings=["a", "</s>", "æ"], control={"end_of_turn": 1})
+    ours = Vocabulary.from_tokens([b"\xff", b"a"], strings=["<|im_end|>", "a"], control={"end_of_turn": 0})
+    assert (decoded_strings(theirs), decoded_strings(ours)) == (["a", END, "\ufffd"], [END, "a"])
+    assert spell_end(["a", "</s>", "æ"], theirs) == ["a", END, "æ"]
+    assert dtw_path(["a", END, "b"], ["a", END, "b"]) == [[0], [1], [2]]
 
 
 def test_something_else_than_strings_is_refused():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lmfuse.align.exact import exact_ids, exact_map, map_control_tokens, token_bytes
+from lmfuse.align.exact import exact_ids, exact_map, map_control_tokens, map_turn_end, token_bytes, turn_end
 from lmfuse.types import Vocabulary
 from tests.align.test_pair import toy_vocabulary
 
@@ -36,6 +36,15 @@ def test_the_end_of_a_turn_is_a_class_of_its_own() -> None:
     assert exact_map(one_end, chat).single().tolist() == [2, 1]  # what ends both a text and a turn: the turn is what a chat model ends
     assert exact_map(chat, base).single().tolist() == [1, -1, 0]
     assert exact_map(base, chat).single().tolist() == [2, 0]
+
+
+def test_where_conversations_are_read_the_end_of_a_turn_meets_only_another() -> None:
+    speaks = Vocabulary.from_tokens([b"a", b"\xff"], control={"end_of_turn": 1})
+    plain = Vocabulary.from_tokens([b"\xff", b"a", b""], control={"end_of_turn": 2})  # a byte of no text; its end writes nothing
+    assert (turn_end(speaks), turn_end(plain)) == (1, -1)
+    assert exact_map(speaks, plain).single().tolist() == [1, -1]
+    assert exact_map(plain, speaks).single().tolist() == [-1, 0, -1]
+    assert map_turn_end(np.array([0, 1, 2]), plain, plain).tolist() == [0, 1, 2]  # plain text: nothing changes
 
 
 def test_named_text_stays_text() -> None:

@@ -59,6 +59,18 @@ def test_by_hand_on_strings():
     assert exact_string_map(source, target).single().tolist() == [1, -1, -1, -1]
 
 
+def test_the_end_of_a_turn_is_near_to_nothing_but_the_other():
+    """`</s>` is one edit from `</p>` and `</a>`; the byte 0xFF one from every other byte."""
+    ours = Vocabulary.from_tokens([b"\xff", b"</a>", b"book"], strings=["<e>", "</a>", "book"], control={"end_of_turn": 0})
+    theirs = Vocabulary.from_tokens([b"<", b"</p>", b"\xff"], strings=["<", "</p>", "</s>"], control={"end_of_turn": 2})
+    assert min_ed_map(theirs, ours, on="strings").single().tolist() == [1, 1, 0]
+    assert min_ed_map(theirs, ours, on="bytes").single().tolist() == [1, 1, 0]
+    assert min_ed_map(ours, theirs, on="strings").single().tolist() == [2, 1, 0]  # `book` is 4 from both
+    assert exact_string_map(theirs, ours).single().tolist() == [-1, -1, 0]
+    other = Vocabulary.from_tokens([b"</a>", b"</s>"], strings=["</a>", "</s>"])
+    assert min_ed_map(theirs, other, on="strings").single()[2] == -1  # no end there: not even the token of its letters
+
+
 def test_tie_rules_differ():
     target, source = spelled(["xbc", "abd"]), spelled(["abc"])
     assert min_ed_map(source, target, on="strings").single().tolist() == [0]

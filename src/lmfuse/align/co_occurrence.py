@@ -5,7 +5,8 @@ rules that choose among them (``choose``) are in ``choices.py``.
 
 A token that the corpus does not show goes to the target token of its bytes, else to its first target piece. As released it goes
 instead to the target's unknown token, or to its end token where there is none: beside ``min_ed_strings`` the only map that sends text
-to a control token. Control tokens are never counted; they go to their own class.
+to a control token. Control tokens and the end of a turn are never counted; they go to their own class, and nothing else goes to the end
+of a turn: where the released code's token for the unknown is that one, what was not counted is unmapped.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from jaxtyping import Int
 
 from lmfuse.align.choices import METHOD_NAMES, RULES, Choice
 from lmfuse.align.counts import Counts
-from lmfuse.align.exact import exact_ids, map_control_tokens, token_bytes
+from lmfuse.align.exact import exact_ids, map_control_tokens, map_turn_end, token_bytes, turn_end
 from lmfuse.align.first_piece import FirstPieces, first_piece_ids
 from lmfuse.types import Vocabulary, VocabularyMap
 
@@ -75,7 +76,8 @@ def co_occurrence_map(
         raise ValueError(f"co_occurrence: min_share {min_share}, expected a share from 0 to 1")
     if source.key == target.key:
         return VocabularyMap.from_single(np.arange(source.size), target.size, METHOD_NAMES[choose]), MapReport(exact=source.size)
-    text = (source.lengths[counts.codes // target.size] > 0) & (target.lengths[counts.codes % target.size] > 0)
+    theirs, ours = np.divmod(counts.codes, target.size)
+    text = (source.lengths[theirs] > 0) & (target.lengths[ours] > 0) & (theirs != turn_end(source)) & (ours != turn_end(target))
     counts = Counts(counts.codes[text], counts.counts[text], source.size, target.size)
     weights = RULES[choose](counts, source, target, min_share)
     kept = np.flatnonzero(weights)
@@ -93,14 +95,15 @@ def _not_counted(
     counted: Int[np.ndarray, "N"], source: Vocabulary, target: Vocabulary, first_pieces: FirstPieces, *, released: bool
 ) -> tuple[Int[np.ndarray, "W"], MapReport]:
     """Return where the ids go that were not counted (-1: nowhere, or counted), and how many go by what."""
-    target_of = map_control_tokens(np.full(source.size, -1), source, target)
+    target_of = map_turn_end(map_control_tokens(np.full(source.size, -1), source, target), source, target)
     control = target_of >= 0
-    text = source.lengths > 0
+    text = (source.lengths > 0) & (np.arange(source.size) != turn_end(source))
     text[counted] = False
     missing, strings = np.flatnonzero(text), token_bytes(source)
     exact = unknown = 0
     if released:
-        target_of[missing] = target.control.get("unk", target.control.get("eos", -1))
+        nothing = target.control.get("unk", target.control.get("eos", -1))
+        target_of[missing] = -1 if nothing == turn_end(target) else nothing
         unknown = int((target_of[missing] >= 0).sum())
     else:
         asked = [strings[n] for n in missing.tolist()]

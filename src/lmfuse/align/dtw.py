@@ -4,7 +4,9 @@ FuseLLM: arXiv:2401.10491, section 3.2; FuseChat: arXiv:2408.07990; and the rele
 the prediction made after token ``i`` was read; here a row stands where the predicted token begins. So "target row ``i`` gets source row
 ``j``" reads: target token ``i + 1`` is taught by the source row of source token ``j + 1``. At the ends of a text:
 
-* the first target token is taught by nothing: the published code reads no start token;
+* the first target token is taught by nothing: the published code reads no start token. In a conversation the first token of an answer
+  stands behind the template instead (as one may behind masked bytes): the source row that begins at the same byte teaches it, if one does,
+  and no fallback;
 * the published last row predicts an end-of-text token, which is no token of the text and has no place here;
 * a target token whose source row would lie behind the source's last token, or behind bytes that a tokenizer cannot represent, is
   taught by nothing. It gets no fallback: its strings did agree.
@@ -24,7 +26,7 @@ the published one has no candidate at all (such a token is taught by nothing).
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -32,9 +34,10 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from lmfuse.align.dtw_accept import NO_MATCH, Accept, Spellings, accepted
+from lmfuse.align.exact import turn_end
 from lmfuse.align.pair import Pair
 from lmfuse.align.project import project
-from lmfuse.align.spans import check_vocabularies, ends_together
+from lmfuse.align.spans import check_vocabularies, ends_together, join_on_bytes
 from lmfuse.types import Alignment, Encoding, Rows, TopK, VocabularyMap
 
 
@@ -62,6 +65,7 @@ class Dtw:
     [[0, 1], [2]]
     """
 
+    revision: ClassVar[int] = 2  # part of the key of what it teaches: raise it when the same rows would become others
     name: Literal["dtw"] = "dtw"
     accept: Accept = "min_ed"
     one_hot: Literal["current", "next", "none"] = "current"
@@ -97,6 +101,8 @@ class Dtw:
         source_row = np.full(len(target.ids), -1)
         one_hot = np.zeros(len(target.ids), bool)
         source_row[taught[exists]] = row[exists]
+        answers = _answers_begin(rows, target, pair, np.setdiff1d(text, taught))
+        source_row[answers] = join_on_bytes(rows, target)[answers]
         one_hot[taught] = (match == NO_MATCH) & (self.one_hot != "none")
         return self._rows(rows, target, spellings.map, source_row, one_hot)
 
@@ -126,3 +132,15 @@ class Dtw:
         certain = TopK.certain(target.ids[fallback - (self.one_hot == "current")], k, onto.target_size)
         topk.ids[fallback], topk.log_probs[fallback], topk.tail[fallback] = certain.ids, certain.log_probs, certain.tail
         return Alignment(source_row, topk, nll, lost, one_hot, ends_together(rows, target))
+
+
+def _answers_begin(rows: Rows, target: Encoding, pair: Pair, first: Int[np.ndarray, " N"]) -> Int[np.ndarray, " A"]:
+    """Return which of the target tokens ``first``, behind no token of text, begin together with a source token.
+
+    Nothing is among them in plain text, nor where neither vocabulary has a token that ends a turn.
+    """
+    if max(turn_end(pair.target), turn_end(pair.source)) < 0 or not len(rows):
+        return first[:0]
+    row = join_on_bytes(rows, target)[first]
+    bare = target.starts[first] == target.ends[first]  # a dummy prefix alone: only another one says what it says
+    return first[(row >= 0) & ((rows.starts == rows.ends)[row] == bare)]

@@ -24,7 +24,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int, Integer
 
-from lmfuse.align.dtw_path import decoded_strings, dtw_path
+from lmfuse.align.dtw_path import decoded_strings, dtw_path, spell_end
 from lmfuse.align.min_ed import exact_string_map, min_ed_map
 from lmfuse.align.pair import Pair
 from lmfuse.align.strings import BYTE_LEVEL_MARKER, respell, space_marker
@@ -71,7 +71,8 @@ class Spellings:
             bare_source, bare_target = decoded_strings(pair.source), decoded_strings(pair.target)
         else:
             onto = exact_string_map(pair.source, pair.target) if accept == "equal" else _min_ed(pair)
-            bare_source, bare_target = respell(pair.source.strings, theirs, ""), respell(pair.target.strings, ours, "")
+            bare_source = spell_end(respell(pair.source.strings, theirs, ""), pair.source)
+            bare_target = spell_end(respell(pair.target.strings, ours, ""), pair.target)
         spelled = respell(pair.source.strings, theirs, ours)
         dummy_prefix = ours if theirs == BYTE_LEVEL_MARKER else ""
         return cls(accept, spelled, pair.target.strings, bare_source, bare_target, onto, onto.single(), dummy_prefix)

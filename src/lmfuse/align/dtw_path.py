@@ -14,10 +14,11 @@ from jaxtyping import Int
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 
-from lmfuse.align.exact import token_bytes
+from lmfuse.align.exact import token_bytes, turn_end
 from lmfuse.align.strings import METASPACE_MARKER, space_marker
 from lmfuse.types import Vocabulary
 
+END = "\uffff"  # the end of a turn as a string: no text holds this character, and all vocabularies spell it alike
 FAR = 1 << 30  # farther than any path, and no overflow when two path lengths are added
 
 
@@ -25,13 +26,20 @@ def decoded_strings(vocabulary: Vocabulary) -> list[str]:
     """Return what FuseChat compares: each token decoded by itself, in which SentencePiece loses a leading space and byte-level keeps it.
 
     A cut character becomes U+FFFD. A token that decodes to nothing is a suffix of every other: as published it accepts any row. Decoders
-    that keep the space of a Metaspace vocabulary (Gemma), or tidy spaces before punctuation, are not told apart here.
+    that keep the space of a Metaspace vocabulary (Gemma), or tidy spaces before punctuation, are not told apart here. The end of a turn is
+    ``END`` in every vocabulary.
 
     >>> decoded_strings(Vocabulary.from_tokens([b" a", b" "], strings=["▁a", "▁"])), decoded_strings(Vocabulary.from_tokens([b" a"], strings=["Ġa"]))
     (['a', ''], [' a'])
     """
     dropped = " " if space_marker(vocabulary) == METASPACE_MARKER else ""
-    return [written.decode("utf-8", "replace").removeprefix(dropped) for written in token_bytes(vocabulary)]
+    return spell_end([written.decode("utf-8", "replace").removeprefix(dropped) for written in token_bytes(vocabulary)], vocabulary)
+
+
+def spell_end(strings: list[str], vocabulary: Vocabulary) -> list[str]:
+    """Return the strings of a vocabulary with the token that ends a turn, if one does, spelled ``END``."""
+    end = turn_end(vocabulary)
+    return strings if end < 0 else [*strings[:end], END, *strings[end + 1 :]]
 
 
 def dtw_path(source_strings: Sequence[str], target_strings: Sequence[str], ties: Literal["source", "target"] = "source") -> list[list[int]]:

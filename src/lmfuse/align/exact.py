@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Int
 
-from lmfuse.types import Vocabulary, VocabularyMap
+from lmfuse.types import END_OF_TURN, Vocabulary, VocabularyMap
 
 CONTROL_CLASSES = ("start", "pad", "unk", "bos", "eos", "end_of_turn")  # later ones win where one id plays several parts
 
@@ -51,8 +51,32 @@ def map_control_tokens(target_of: Int[np.ndarray, "W"], source: Vocabulary, targ
     return target_of
 
 
+def turn_end(vocabulary: Vocabulary) -> int:
+    r"""Return the id that writes ``END_OF_TURN``, or -1 where no conversations are read or no single token ends a turn.
+
+    >>> turn_end(Vocabulary.from_tokens([b"a", b"\xff"], control={"end_of_turn": 1})), turn_end(Vocabulary.from_tokens([b"\xff"]))
+    (1, -1)
+    """
+    token_id = vocabulary.control.get("end_of_turn", -1)
+    return token_id if token_id >= 0 and vocabulary.bytes_of(token_id) == END_OF_TURN else -1
+
+
+def map_turn_end(target_of: Int[np.ndarray, "W"], source: Vocabulary, target: Vocabulary) -> Int[np.ndarray, "W"]:
+    r"""Return ``target_of`` in which the end of a turn goes to the target's, and nothing else does; the same where there is none.
+
+    >>> ours, theirs = (Vocabulary.from_tokens(tokens, control={"end_of_turn": 1}) for tokens in ([b"", b"\xff"], [b"a", b"\xff"]))
+    >>> map_turn_end(np.array([1, 0]), theirs, ours).tolist()
+    [-1, 1]
+    """
+    ours, theirs = turn_end(target), turn_end(source)
+    target_of = np.where((target_of == ours) & (ours >= 0), -1, target_of)
+    if theirs >= 0:
+        target_of[theirs] = ours
+    return target_of
+
+
 def exact_map(source: Vocabulary, target: Vocabulary) -> VocabularyMap:
-    """Map each source token to the target token of the same bytes; control tokens only to their own class.
+    """Map each source token to the target token of the same bytes; control tokens and the end of a turn only to their own class.
 
     Of several target tokens that write the same bytes (``<0x0A>`` and a literal newline) the one that is also spelled the same is
     taken, else the lowest id.
@@ -67,4 +91,5 @@ def exact_map(source: Vocabulary, target: Vocabulary) -> VocabularyMap:
         same = spelled.get(string, -1)
         if same >= 0 and target_of[source_id] >= 0 and target.bytes_of(same) == target.bytes_of(int(target_of[source_id])):
             target_of[source_id] = same
-    return VocabularyMap.from_single(map_control_tokens(target_of, source, target), target.size, "exact")
+    target_of = map_turn_end(map_control_tokens(target_of, source, target), source, target)
+    return VocabularyMap.from_single(target_of, target.size, "exact")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Int
 
-from lmfuse.align.exact import exact_ids, map_control_tokens, token_bytes
+from lmfuse.align.exact import exact_ids, map_control_tokens, map_turn_end, token_bytes
 from lmfuse.types import Vocabulary, VocabularyMap
 
 FirstPieces = Callable[[Sequence[bytes]], Int[np.ndarray, "N"]]
@@ -41,4 +41,5 @@ def first_piece_map(source: Vocabulary, target: Vocabulary, first_pieces: FirstP
     if source.key == target.key:
         return VocabularyMap.from_single(np.arange(source.size), target.size, "first_piece")
     target_of = first_piece_ids(token_bytes(source), target, first_pieces)
-    return VocabularyMap.from_single(map_control_tokens(target_of, source, target), target.size, "first_piece")
+    target_of = map_turn_end(map_control_tokens(target_of, source, target), source, target)
+    return VocabularyMap.from_single(target_of, target.size, "first_piece")

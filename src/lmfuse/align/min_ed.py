@@ -11,7 +11,8 @@ arXiv:2401.10491, section 3.2. Exact matches first, then the whole target vocabu
 
 On bytes, control tokens go only to the target's token of their own class, and tokens that write nothing match nothing. On strings both
 are text like any other, as published: ``</s>`` and ``<|endoftext|>`` meet only if their letters are near, and byte-level or byte-fallback
-spellings of newlines and non-ASCII text go through edit distances without a meaning. The search itself is in ``nearest.py``.
+spellings of newlines and non-ASCII text go through edit distances without a meaning. Where conversations are read, the end of a turn goes
+to the target's and nothing else does, on bytes and on strings. The search itself is in ``nearest.py``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int
 
-from lmfuse.align.exact import exact_map, token_bytes
+from lmfuse.align.exact import exact_map, map_turn_end, token_bytes, turn_end
 from lmfuse.align.nearest import nearest
 from lmfuse.align.strings import respell, space_marker
 from lmfuse.types import Vocabulary, VocabularyMap
@@ -45,11 +46,11 @@ def min_ed_map(source: Vocabulary, target: Vocabulary, *, on: Literal["bytes", "
     elif on == "bytes":
         target_of = exact_map(source, target).single()
         ours, theirs = ([written.decode("latin-1") for written in token_bytes(vocabulary)] for vocabulary in (target, source))
-        target_of = _fill(target_of, theirs, ours, prefix_first=True)
+        target_of = _fill(target_of, _unspoken(theirs, source), _unspoken(ours, target), prefix_first=True)
     else:
         target_of = exact_string_map(source, target).single()
         theirs = respell(source.strings, space_marker(source), space_marker(target))
-        target_of = _fill(target_of, theirs, target.strings, prefix_first=False)
+        target_of = _fill(target_of, _unspoken(theirs, source), _unspoken(target.strings, target), prefix_first=False)
     return VocabularyMap.from_single(target_of, target.size, METHOD_NAMES[on])
 
 
@@ -65,7 +66,13 @@ def exact_string_map(source: Vocabulary, target: Vocabulary) -> VocabularyMap:
     id_of = {string: token_id for token_id, string in reversed(list(enumerate(target.strings))) if string}
     spelled = respell(source.strings, space_marker(source), space_marker(target))
     target_of = np.fromiter((id_of.get(string, -1) for string in spelled), np.int64, source.size)
-    return VocabularyMap.from_single(target_of, target.size, "exact_strings")
+    return VocabularyMap.from_single(map_turn_end(target_of, source, target), target.size, "exact_strings")
+
+
+def _unspoken(strings: Sequence[str], vocabulary: Vocabulary) -> Sequence[str]:
+    """Return strings without that of the token that ends a turn: it is near to no other."""
+    end = turn_end(vocabulary)
+    return strings if end < 0 else [*strings[:end], "", *strings[end + 1 :]]
 
 
 def _fill(target_of: Int[np.ndarray, " W"], theirs: Sequence[str], ours: Sequence[str], *, prefix_first: bool) -> Int[np.ndarray, " W"]:

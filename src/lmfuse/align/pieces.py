@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lmfuse.align.exact import exact_ids, map_control_tokens, token_bytes
+from lmfuse.align.exact import exact_ids, map_control_tokens, token_bytes, turn_end
 from lmfuse.types import Vocabulary, VocabularyMap
 
 EncodePieces = Callable[[Sequence[bytes]], list[list[int]]]
@@ -24,7 +24,8 @@ def pieces_map(
 ) -> VocabularyMap:
     """Map each source token to the target token of its bytes, else spread it over the first target pieces of it.
 
-    Piece ``i`` gets a share proportional to ``decay ** i``; what meets on one target id adds up. Control tokens go to their own class.
+    Piece ``i`` gets a share proportional to ``decay ** i``; what meets on one target id adds up. Control tokens and
+    the end of a turn go to their own class.
 
     Args:
         source: where probability comes from.
@@ -55,6 +56,10 @@ def pieces_map(
     control = map_control_tokens(np.full(source.size, -1), source, target)
     for n in np.flatnonzero(control >= 0).tolist():
         pieces[n] = [int(control[n])]
+    ours, theirs = turn_end(target), turn_end(source)
+    pieces = [[token_id for token_id in ids if token_id != ours] for ids in pieces] if ours >= 0 else pieces
+    if theirs >= 0:
+        pieces[theirs] = [ours] if ours >= 0 else []
     return _spread([ids[:max_pieces] for ids in pieces], decay, target.size)
 
 
