@@ -14,6 +14,8 @@ its own, started by turns: ours and mergekit's, SCE with tau 0.1 and linear, fil
 - ``over_io_floor``: ours, SCE, over reading the four models and writing and flushing one with plain reads and writes of 8 MB, both with
   cold files: written out, then posix_fadvise(DONTNEED) on each, which clears this machine's page cache and not that of a host beneath.
 - ``identical_to_oracle``: every tensor of both merges is, bit for bit, what ``merge_tensors`` makes of the whole tensors.
+- ``off_by_a_step``: of a few tensors the share of numbers that are more than one step of bf16 away from the method as one would write it
+  down, in float64 over whole tensors, with a sort; those at the threshold may be selected otherwise.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +54,15 @@ def write_configurations(folder: Path) -> None:
         (folder / f"{method}.yml").write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
 
 
+def _import_transformers() -> None:
+    """Import what either side asks transformers for, before its time is taken."""
+    import transformers.models.auto.modeling_auto  # noqa: F401
+    from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401
+
+
 def merge_ours(folder: Path, method: str, out: Path, threads: int | None) -> dict[str, Any]:
     """Merge with lmfuse in this process; return what it took, in seconds."""
-    import transformers.models.auto.modeling_auto  # noqa: F401  asked for the architectures it knows
-
+    _import_transformers()
     from lmfuse.merge_recipe.command import Short, load_merge
     from lmfuse.merge_recipe.plan import make_merge_plan
     from lmfuse.weights.engine import execute
@@ -70,6 +78,8 @@ def merge_theirs(folder: Path, method: str, out: Path, threads: int | None) -> d
     """Merge with mergekit in this process, as ``mergekit-yaml --no-cuda`` does; return what it took, in seconds."""
     import torch
     import yaml
+
+    _import_transformers()
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge
     from mergekit.options import MergeOptions
@@ -138,16 +148,9 @@ def io_floor(folder: Path, out: Path) -> float:
     return seconds
 
 
-def identical(folder: Path, out: Path, method: str) -> bool:
-    """Return whether every tensor of a merge is what ``merge_tensors`` makes of the whole tensors."""
-    import torch
+def reader(folder: Path, out: Path) -> tuple[list[str], Callable[[Path, str], Any]]:
+    """Return the names of all tensors, and what reads one of a model or of the result."""
     from safetensors import safe_open
-
-    from lmfuse.merge.linear import Linear
-    from lmfuse.merge.sce import Sce
-    from lmfuse.merge.whole import merge_tensors
-
-    how = Sce(tau=TAU, variant="mergekit") if method == "sce" else Linear()
 
     def files(place: Path) -> dict[str, str]:
         path = place / "model.safetensors.index.json"
@@ -157,11 +160,48 @@ def identical(folder: Path, out: Path, method: str) -> bool:
 
     places = {place: files(place) for place in (*(folder / name for name in MODELS), out)}
 
-    def read(place: Path, name: str) -> torch.Tensor:
+    def read(place: Path, name: str) -> Any:
         with safe_open(str(place / places[place][name]), framework="pt") as file:
-            found: torch.Tensor = file.get_tensor(name)
-            return found
+            return file.get_tensor(name)
 
+    return sorted(places[out]), read
+
+
+def off_by_a_step(folder: Path, out: Path, method: str) -> float:
+    """Return the share of numbers of a few tensors that differ by more than a step of bf16 from float64, whole tensors and a sort."""
+    import torch
+
+    names, read = reader(folder, out)
+    far = count = 0
+    inner = [name for name in names if ".layers.0." in name and not name.endswith("norm.weight")]
+    for name in inner[:: max(1, len(inner) // 3)]:
+        sources = torch.stack([read(folder / model, name).double().flatten() for model in MODELS[1:]])
+        expected = sources.mean(0)
+        if method == "sce":
+            base = read(folder / MODELS[0], name).double().flatten()
+            changes, variance = sources - base, sources.var(0, correction=0)
+            top = variance.argsort(descending=True, stable=True)[: int(TAU * int((variance > 0).sum()))]
+            changes *= torch.zeros_like(variance).index_fill_(0, top, 1.0)
+            squares = (changes**2).sum(1)
+            share = squares / squares.sum() if float(squares.sum()) / len(base) >= 1e-6 else torch.full_like(squares, 1 / len(squares))
+            kept = (changes * torch.where(changes.sum(0) < 0, -1.0, 1.0) > 0) * share[:, None]
+            expected = base + (kept * changes).sum(0) / kept.sum(0).clamp(min=1e-6)
+        found = read(out, name).double().flatten()
+        far += int(((found - expected).abs() > 2**-8 * expected.abs() + 1e-12).sum())
+        count += len(found)
+    return far / count
+
+
+def identical(folder: Path, out: Path, method: str) -> bool:
+    """Return whether every tensor of a merge is what ``merge_tensors`` makes of the whole tensors."""
+    import torch
+
+    from lmfuse.merge.linear import Linear
+    from lmfuse.merge.sce import Sce
+    from lmfuse.merge.whole import merge_tensors
+
+    how = Sce(tau=TAU, variant="mergekit") if method == "sce" else Linear()
+    names, read = reader(folder, out)
     return all(
         torch.equal(
             merge_tensors(
@@ -169,7 +209,7 @@ def identical(folder: Path, out: Path, method: str) -> bool:
             ),
             read(out, name),
         )
-        for name in places[out]
+        for name in names
     )
 
 
@@ -181,12 +221,14 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     outs = {side: given.folder / f"out-{side}" for side in ("ours", "mergekit")}
     first = child("ours", given, "sce", outs["ours"])  # hashes every source, brings every file into the page cache
     runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    same = True
+    same, far = True, dict[str, float]()
     for turn in range(given.rounds):
         for method in METHODS:
             for side, out in outs.items():
                 runs.setdefault((side, method), []).append(child(side, given, method, out))
-            same = same and (turn > 0 or identical(given.folder, outs["ours"], method))
+            if turn == 0:
+                same &= identical(given.folder, outs["ours"], method)
+                far[method] = off_by_a_step(given.folder, outs["ours"], method)
     cold: dict[str, list[float]] = {"ours": [], "floor": []}
     for _ in range(given.cold_rounds):
         make_cold(given.folder)
@@ -207,6 +249,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "mergekit_anon_mb": round(max(run["anon_mb"] for (side, _), found in runs.items() if side == "mergekit" for run in found)),
         "over_io_floor": round(statistics.median(cold["ours"]) / statistics.median(cold["floor"]), 2) if given.cold_rounds else None,
         "identical_to_oracle": same,
+        "off_by_a_step": {method: float(f"{share:.2g}") for method, share in far.items()},
         "seconds": {f"{side}_{method}": [round(run["seconds"], 2) for run in found] for (side, method), found in runs.items()},
         "cold_seconds": {name: [round(value, 2) for value in values] for name, values in cold.items()},
         "first_hash_s": round(first["plan_s"] - statistics.median(run["plan_s"] for run in of_ours), 2),

@@ -9,6 +9,11 @@ from pydantic import BaseModel, ValidationError
 
 from lmfuse.errors import did_you_mean
 
+SPOKEN = {  # where pydantic's words name classes of ours or of Python
+    **dict.fromkeys(("model_type", "model_attributes_type", "dataclass_type", "dict_type"), "must be a mapping of keys to values"),
+    **dict.fromkeys(("tuple_type", "list_type"), "must be a list"),
+}
+
 
 def problems(error: ValidationError, model: type[BaseModel]) -> str:
     """Return everything that stops a recipe, the first problem first, three more at most.
@@ -40,7 +45,7 @@ def _explain(problem: Any, schema: Mapping[str, Any]) -> str:
         return f"{where}: {did_you_mean(str(problem['loc'][-1]), _keys_at(problem['loc'][:-1], schema))}"
     if kind in ("missing", "missing_argument"):
         return f"{where}: is missing"
-    message = str(problem["msg"]).removeprefix("Value error, ")
+    message = SPOKEN.get(kind, str(problem["msg"]).removeprefix("Value error, "))
     got = "" if isinstance(problem.get("input"), dict | list) or kind == "value_error" else f" (got {problem.get('input')!r})"
     return f"{where}: {message}{got}" if where else f"{message}{got}"
 

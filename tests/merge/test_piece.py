@@ -9,8 +9,9 @@ from lmfuse.merge.piece import PIECE_ELEMENTS, Piece, cuts
 
 def test_by_hand():
     assert list(cuts((3, 50_000))) == [(0, 100_000), (100_000, 150_000)]
-    assert list(cuts((2, 200_000))) == [(0, 200_000), (200_000, 400_000)]  # a row is never cut
-    assert list(cuts((300_000,))) == [(0, 300_000)]
+    assert list(cuts((2, 200_000), whole_rows=True)) == [(0, 200_000), (200_000, 400_000)]
+    assert list(cuts((2, 200_000))) == [(0, 131_072), (131_072, 262_144), (262_144, 393_216), (393_216, 400_000)]
+    assert list(cuts((300_000,))) == [(0, 131_072), (131_072, 262_144), (262_144, 300_000)]
     assert list(cuts((2, 3, 50_000))) == [(0, 100_000), (100_000, 200_000), (200_000, 300_000)]
     assert list(cuts(())) == [(0, 1)]
     assert list(cuts((0, 5))) == list(cuts((5, 0))) == []
@@ -19,7 +20,7 @@ def test_by_hand():
 
 @pytest.mark.parametrize("shape", [(1000, 1000), (7, 131_072), (131_073, 2), (1, 1), (5, 4, 3, 2)])
 def test_pieces_are_whole_rows_and_cover_the_tensor_once(shape):
-    pieces = list(cuts(shape))
+    pieces = list(cuts(shape, whole_rows=True))
     assert [start for start, _ in pieces] == [0, *(stop for _, stop in pieces[:-1])]
     assert pieces[-1][1] == math.prod(shape)
     assert all((stop - start) % shape[-1] == 0 for start, stop in pieces)

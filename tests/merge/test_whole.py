@@ -1,12 +1,19 @@
+import dataclasses
 import threading
 from collections import Counter
 
 import pytest
 import torch
 
-from lmfuse.merge import piece
+from lmfuse.merge import piece, rank, whole
+from lmfuse.merge.dare import Dare
+from lmfuse.merge.della import Della
 from lmfuse.merge.linear import Linear
 from lmfuse.merge.model_stock import ModelStock
+from lmfuse.merge.piece import PIECE_ELEMENTS
+from lmfuse.merge.sce import Sce
+from lmfuse.merge.task_arithmetic import TaskArithmetic
+from lmfuse.merge.ties import Ties
 from lmfuse.merge.varm import Varm
 from lmfuse.merge.whole import merge_models, merge_tensors
 from tests.merge.build import BY_SUMS, NUMBER_BY_NUMBER, OF_TWO, RANDOM, gap, models, num_sources
@@ -88,3 +95,30 @@ def test_wrong_input():
         merge_tensors(ModelStock(), sources, base[:1])
     with pytest.raises(ValueError, match="linear: 0 sources, expected 1 or more"):
         merge_models(Linear(), [])
+
+
+def watched(method, held: list[int]):
+    """Return a method that notes how many numbers of a model its pieces have."""
+
+    class Watched(type(method)):
+        def start(self, about):
+            combine = yield from super().start(about)
+            return lambda piece: held.append(len(piece)) or combine(piece)
+
+    return Watched(**{name: getattr(method, name) for name in (each.name for each in dataclasses.fields(method))})
+
+
+@pytest.mark.parametrize("method", [Linear(), TaskArithmetic(weights=0.5), Ties(density=0.3), Sce(), Della(), Dare()], ids=repr)
+@pytest.mark.parametrize("shape", [(300_001,), (2, 150_000)])
+def test_long_rows_are_never_held_whole_unless_the_method_needs_them(monkeypatch, method, shape):
+    base, sources = models(2, shape)
+    held = []
+    merged = merge_tensors(watched(method, held), sources, None if isinstance(method, Linear) else base)
+    assert merged.shape == shape
+    assert (max(held) <= PIECE_ELEMENTS) == (not method.needs_rows)
+    if isinstance(method, Linear):
+        assert torch.equal(merged, sources[0] + 0.5 * (sources[1] - sources[0]))
+    if isinstance(method, Ties):  # the same bytes as from one piece: nothing is added up
+        monkeypatch.setattr(whole, "cuts", lambda shape, _: iter([(0, 300_001 if len(shape) == 1 else 300_000)]))
+        monkeypatch.setattr(rank, "cuts", lambda shape: iter([(0, 300_001 if len(shape) == 1 else 300_000)]))
+        assert torch.equal(merge_tensors(method, sources, base), merged)

@@ -129,15 +129,93 @@ def test_to_mergekit_writes_a_file_that_reads_as_the_same_merge(here):
     assert code == 0, said
     mine, yours = tensors_of(here / "ours"), tensors_of(here / "again")
     assert all(torch.equal(mine[name], yours[name]) for name in mine | yours)
+    assert merge(here, TIES, "--to-mergekit", here / "theirs.yml")[0] == 0  # the same again
+    (here / "theirs.yml").write_text("mine")
     code, said = merge(here, TIES, "--to-mergekit", here / "theirs.yml")
-    assert (code, "exists" in said) == (2, True)
+    assert (code, "exists and holds something else" in said) == (2, True)
+
+
+def test_to_mergekit_writes_nothing_unless_the_plan_stands(here):
+    poisoned = TIES.replace("density: 0.3", "density: 0.3}\noverrides: [{parameter: density, filter: nothing, value: 1}")
+    assert merge(here, poisoned, here / "out", "--to-mergekit", here / "theirs.yml")[0] == 2
+    assert not (here / "theirs.yml").exists()
+
+
+@pytest.mark.parametrize("plan", [["--plan"], []])
+def test_the_place_is_looked_at_before_anything_is_merged(here, monkeypatch, plan):
+    (here / "taken").mkdir()
+    (here / "taken" / "mine").write_text("x")
+    code, said = merge(here, TIES, here / "taken", *plan)
+    assert (code, "is not empty: it holds mine" in said) == (2, True), said
+    (here / "out.partial").write_text("x")
+    code, said = merge(here, TIES, here / "out", *plan)
+    assert (code, "and is no folder" in said) == (2, True), said
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    code, said = merge(here, TIES, here / "small", *plan)
+    assert (code, "small needs 0.00 GiB" in said) == (5, True), said
+    assert merge(here, "models: [none]\nmethod: {name: linear}\n", "/", *plan) == merge(here, TIES, "/", *plan)  # before a model is
+
+
+def test_paths_begin_at_the_recipes_folder(here, monkeypatch):
+    monkeypatch.setenv("HOME", str(here / "models"))
+    assert merge(here, TIES.replace("models/a", "~/a"), here / "out", "--plan")[0] == 0
+    monkeypatch.chdir(here)
+    (here / "recipes").mkdir()
+    (here / "recipes" / "merge.yml").write_text(TIES)
+    code, said = lmfuse("merge", here / "recipes" / "merge.yml", "--plan", "--cache", here / "cache", columns=200)
+    assert (code, "models/a is in the current folder, but not beside the recipe" in said) == (2, True), said
+
+
+def test_one_folder_is_one_model_however_it_is_spelt(here, monkeypatch):
+    code, said = merge(here, TIES.replace("models/b,", "{model: ./models/../models/a, name: b},"), "--plan")
+    assert (code, "a and b are one folder" in said) == (2, True), said
+    monkeypatch.chdir(here / "models" / "a")
+    code, said = merge(here, None, "linear", here / "out", "--model", ".", "--model", "../b")
+    assert code == 0, said
+    assert (here / "out" / "README.md").read_text().count("| a |") == 1
+    code, said = merge(here, None, "linear", here / "other", "--model", ".", "--model", "../a")
+    assert (code, "stands twice" in said) == (2, True), said
+    code, said = merge(here, None, "task_arithmetic", here / "based", "--model", ".", "--model", "../b", "--base", "../../models/a")
+    assert code == 0, said
+    (here / "merge.yml").write_text("models: [., models/b]\nmethod: {name: linear}\n")
+    code, said = lmfuse("merge", here / "merge.yml", "--plan", columns=200)
+    assert (code, "'.' is no name" in said) == (2, True), said
+
+
+def test_what_may_be_wrong_is_a_warning_and_fallbacks_are_sentences(here):
+    shutil.rmtree(here / "models" / "b")
+    shutil.copytree(here / "models" / "base", here / "models" / "b")
+    code, said = merge(here, TIES.replace("ties, weights: [0.5, 0.25], density: 0.3", "model_stock"), here / "out")
+    assert code == 0, said
+    assert "warning: b is identical to the base base" in said
+    assert re.search(r"note: \d+ units of tensors had a source that equals the base: its cosines count as 0 \(model_stock_no_angle\)", said)
+
+
+LINEAR = "method: {name: linear}\n"
+
+
+@pytest.mark.parametrize("text", ["- a\n", "", f"models: 3\n{LINEAR}", "models: [a]\nmethod: linear\n", f"models: [[a]]\n{LINEAR}"])
+def test_errors_name_no_class_of_python(here, text):
+    code, said = merge(here, text, here / "out")
+    assert code == 2
+    assert not re.search(
+        r"NoneType|\b(dict|tuple|str)\b|[a-z][A-Z]\w+|instance", said.split("merge.yml", 1)[1].replace("docs/merge.md", "")
+    ), said
+
+
+def test_files_of_the_wanted_size(here):
+    code, said = merge(here, TIES + "max_shard_gb: 0.0001\n", here / "out")
+    assert code == 0, said
+    assert len(list((here / "out").glob("model-*.safetensors"))) == 3
+    code, said = merge(here, TIES + "max_shard_gb: 0.0001\n", "--to-mergekit", here / "theirs.yml")
+    assert (code, "max_shard_gb cannot be written for mergekit" in said) == (2, True), said
 
 
 def test_fallbacks_and_differences_are_told(here):
     shutil.copytree(here / "models" / "base", here / "models" / "copy")
     code, said = merge(here, "models: [models/copy, models/base]\nbase: base\nmethod: {name: varm}\n", here / "out")
     assert code == 0, said
-    assert "varm_no_change: 38 times" in said
+    assert "38 units of tensors were the base's in all sources, which weigh the same then (varm_no_change)" in said
     assert "copy and base hold the same weights" in said
 
 

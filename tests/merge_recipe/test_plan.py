@@ -131,6 +131,90 @@ def test_the_recipe_in_the_card_names_no_folder_of_this_machine(family):
     assert plan(TIES, moved).key == plan(TIES, family).key == found.key
 
 
+def test_special_ids_are_those_of_the_model_that_gives_the_tokenizer(family):
+    edit_config(family / "a", eos_token_id=5, pad_token_id=6, bos_token_id=...)
+    edit_config(family / "base", eos_token_id=2, sep_token_id=7)
+    (family / "a" / "generation_config.json").write_text('{"eos_token_id": [5, 8]}')
+    found = plan(TIES + "tokenizer: a", family)
+    assert {key: value for key, value in found.config.items() if key.endswith("_token_id")} == {"eos_token_id": 5, "pad_token_id": 6}
+    assert "eos_token_id is 2 in base, 5 or 8 in a; the result has the latter" in found.warnings
+    other = plan(TIES, family)
+    assert (other.config["eos_token_id"], other.config["sep_token_id"]) == (2, 7)
+    assert "eos_token_id is 5 or 8 in a, 2 in base; the result has the latter" in other.warnings
+
+
+def test_other_chat_templates_are_a_warning(family):
+    for name, template in (("a", "one"), ("base", "two")):
+        (family / name / "chat_template.jinja").write_text(template)
+    assert "the chat template of a is another than that of base, which the result has" in plan(TIES, family).warnings
+    (family / "a" / "chat_template.jinja").write_text("two")
+    assert not [line for line in plan(TIES, family).warnings if "template" in line]
+
+
+def test_a_model_without_tokenizer_files_is_a_warning(family):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (family / "b" / name).unlink()
+    expected = "b has no tokenizer files: that its tokens are those of base was judged by the number of rows alone"
+    assert expected in plan(TIES, family).warnings
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("{parameter: density, filter: self_atn, value: 0.5}", r"overrides: density \(filter self_atn\) speaks of no tensor of the result"),
+        ("{parameter: weights, model: b, filter: nothing, value: 1}", r"weights \(model b, filter nothing\) speaks of no tensor"),
+        ("{parameter: density, layers: [50, 60], value: 0.5}", r"density \(layers \[50, 60\]\) speaks of no tensor"),
+        ("{parameter: scale, filter: lm_head, value: 2}", r"scale \(filter lm_head\) speaks of no tensor"),
+        ("{parameter: density, value: 0.5}, {parameter: density, filter: mlp, value: 0.9}", r"density \(filter mlp\) is never reached"),
+        ("{parameter: scale, filter: mlp, value: 2}, {parameter: scale, filter: mlp.up_proj, value: 3}", "mlp.up_proj.*never reached"),
+    ],
+)
+def test_overrides_that_nothing_hears_are_refused_by_name(family, override, message):
+    with pytest.raises(RecipeError, match=message):
+        plan(TIES + f"overrides: [{override}]", family)
+
+
+def test_overrides_of_a_slice_that_its_layers_do_not_hear_are_refused(family):
+    text = SLICES + "    overrides: [{parameter: scale, filter: mlp, layers: [0, 2], value: 0.5}]\n"
+    with pytest.raises(RecipeError, match=r"slices\.1\.overrides: scale \(filter mlp, layers \[0, 2\]\) speaks of no tensor"):
+        plan(text, family)
+    assert plan(text.replace("[0, 2]", "[3, 4]"), family)
+
+
+def test_a_base_of_another_type_does_not_change_that_of_the_result(family):
+    for name in ("a", "b"):
+        edit_weights(family / name, lambda tensors: tensors.update({key: each.bfloat16() for key, each in tensors.items()}))
+    found = plan(TIES, family)
+    assert {each.dtype for each in found.tensors} == {"BF16"}
+    assert f"{len(found.tensors)} tensors are BF16, F32 in the base; the result's are BF16" in found.notes
+
+
+def test_the_configurations_type_is_that_of_most_numbers(family):
+    """Not of most rows: a wide tensor counts for more than a long one."""
+    for name in ("a", "b", "base"):
+        edit_weights(
+            family / name, lambda tensors: tensors.update({"model.wide": torch.zeros(2, 99_000), "model.long": torch.zeros(9_000).half()})
+        )
+        edit_weights(
+            family / name, lambda tensors: tensors.update({key: each.half() for key, each in tensors.items() if key != "model.wide"})
+        )
+    found = plan(TIES, family)
+    assert {each.dtype for each in found.tensors} == {"F16", "F32"}
+    assert found.config["dtype"] == "float32"
+
+
+def test_masks_that_models_compute_do_not_block(family):
+    edit_weights(family / "a", lambda tensors: tensors.update(
+        {"model.layers.0.attention.bias": torch.ones(1, 1, 8, 8, dtype=torch.bool), "model.layers.0.attention.masked_bias": torch.tensor(-1e9)}
+    ))  # fmt: skip
+    found = plan(TIES, family)
+    assert not [each.name for each in found.tensors if "attention.bias" in each.name or "masked_bias" in each.name]
+    assert "a: left out model.layers.0.attention.masked_bias: models compute it themselves" in found.notes
+    edit_weights(family / "a", lambda tensors: tensors.update({"model.layers.0.attention.bias": torch.ones(8)}))  # one that is learnt
+    with pytest.raises(LmfuseError, match=r"attention\.bias is missing"):
+        plan(TIES, family)
+
+
 def test_the_same_model_twice_is_a_warning(family):
     shutil.copytree(family / "a", family / "c")
     found = plan("{models: [a, c], method: {name: linear}}", family)

@@ -76,7 +76,7 @@ def test_front_matter_names_hub_models_and_a_licence_that_all_share(models):
 def test_the_card_tells_everything(models):
     card = card_of(models, warnings=["a\nwarning"], counters={"slerp_parallel": 3}, distances={1: 0.0123456, 2: 1.4})
     assert "- a warning" in card
-    assert "| slerp_parallel | 3 |" in card
+    assert "- 3 units of tensors pointed the same way: averaged along the straight line, which is the same there (slerp_parallel)" in card
     rows = [line.split("|") for line in card.splitlines() if line.startswith(("| base ", "| tune"))]
     assert [row[5].strip() for row in rows] == ["the base", "0.0123", "1.4"]
     assert [row[4].strip(" `") for row in rows] == [model.key for model in models]

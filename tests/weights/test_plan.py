@@ -80,6 +80,14 @@ def test_the_key_changes_with_a_models_configuration(folders):
     assert plan_of(folders, Linear()).key != before
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"])
+def test_the_key_changes_with_every_file_of_the_result(folders, name):
+    before = plan_of(folders, Linear()).key
+    path = folders[0] / name
+    path.write_text((path.read_text() if path.exists() else "{}") + "\n")
+    assert plan_of(folders, Linear()).key != before
+
+
 def test_refs_are_the_sources_then_the_base(folders):
     fine_tune(folders[0], folders[0].parent / "more", 7)
     with_base, without = plan_of(folders, TaskArithmetic(), base=0), plan_of(folders, Linear())

@@ -9,6 +9,7 @@ import pytest
 from lmfuse.artefacts import is_complete, publish, read_manifest, verify
 from lmfuse.errors import BusyError, InputError, LmfuseError, ResourceError, VerificationError
 from lmfuse.merge.linear import Linear
+from lmfuse.weights import publish as publish_module
 from lmfuse.weights.layout import lay_out
 from lmfuse.weights.plan import OutputTensor
 from lmfuse.weights.publish import Working, working_folder
@@ -117,6 +118,108 @@ def test_a_folder_of_that_name_that_is_not_ours_is_left_alone(tmp_path):
     with pytest.raises(InputError, match=r"out\.partial is needed to write .*out and holds something else"):
         found(tmp_path / "out")
     assert (tmp_path / "out.partial" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("key", ["k", "other"])
+def test_a_foreign_file_in_an_unfinished_merge_is_never_removed(tmp_path, key):
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    begin(out, ["t0"])
+    (partial / "mine.txt").write_text("x")
+    before = {path.name: path.read_bytes() for path in partial.iterdir()}
+    with pytest.raises(InputError, match=r"out\.partial is needed to write .*out and holds something else \(mine\.txt\)"):
+        found(out, key)
+    assert {path.name: path.read_bytes() for path in partial.iterdir()} == before
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "dangling"])
+def test_a_working_folder_that_is_none_is_one_line(tmp_path, kind):
+    partial = tmp_path / "out.partial"
+    (tmp_path / "elsewhere").mkdir()
+    if kind == "file":
+        partial.write_text("x")
+    else:
+        partial.symlink_to(tmp_path / ("elsewhere" if kind == "link" else "nowhere"))
+    with pytest.raises(InputError, match=rf"out and is {'no folder' if kind == 'file' else 'a link'}$"):
+        found(tmp_path / "out")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_what_is_thrown_away_is_told(tmp_path):
+    out = tmp_path / "out"
+    begin(out, ["t0", "t2"])
+    with suppress(ZeroDivisionError), working_folder(out, "other", SHARDS) as working:
+        assert working.told == ["2 tensors that another merge had finished in out.partial were thrown away"]
+        raise ZeroDivisionError
+
+
+def test_tensors_from_another_kind_of_processor_are_made_again(tmp_path, monkeypatch):
+    """Vector units of another width add in another order: half a result of each would be neither."""
+    out = tmp_path / "out"
+    begin(out, ["t0"])
+    head = json.loads((tmp_path / "out.partial" / "journal.jsonl").read_text().splitlines()[0])
+    assert head["arithmetic"] == publish_module.arithmetic()
+    monkeypatch.setattr(publish_module, "arithmetic", lambda: "torch 9 elsewhere")
+    with suppress(ZeroDivisionError), working_folder(out, "k", SHARDS) as working:
+        assert working.records == []
+        assert working.told == [f"1 tensors that this merge by {head['arithmetic']} had finished in out.partial were thrown away"]
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_killed_anywhere_while_another_merge_is_thrown_away(tmp_path, monkeypatch, whole):
+    """The place is never blocked: what is left is known as ours."""
+
+    class Killed(BaseException):
+        """Nothing catches it, and nothing is cleaned up."""
+
+    steps = 0
+
+    def watched(real):
+        def call(*given, **named):
+            nonlocal steps
+            if not str(given[0]).endswith(".lock"):  # the system takes the lock from who is killed
+                if steps == 0:
+                    raise Killed
+                steps -= 1
+            return real(*given, **named)
+
+        return call
+
+    for point in range(100):
+        out = tmp_path / str(point) / "out"
+        begin(out, ["t0"])
+        if whole:
+            with monkeypatch.context() as patch:
+                patch.setattr(publish_module, "_publish", lambda *_: 1 / 0)
+                begin(out, ["t1", "t2"])
+            assert is_complete(out.with_name("out.partial"))
+        killed = False
+        with monkeypatch.context() as patch:
+            steps = point
+            for name in ("unlink", "rmdir", "mkdir"):
+                patch.setattr(type(out), name, watched(getattr(type(out), name)))
+            patch.setattr(os, "replace", watched(os.replace))
+            try:
+                with working_folder(out, "other", SHARDS):
+                    raise Killed
+            except Killed:
+                killed = steps == 0
+        assert found(out, "third") == []
+        if not killed:
+            break
+    assert 5 < point < 99
+
+
+def test_a_finished_merge_is_compared_with_its_hashes(tmp_path):
+    out = tmp_path / "out"
+    with working_folder(out, "k", SHARDS) as working:
+        fill(working, ["t0", "t1", "t2"])
+    path = out / SHARDS[0].name
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(VerificationError, match="sha256"):
+        found(out)
 
 
 def test_places_that_are_taken(tmp_path):

@@ -1,5 +1,7 @@
 """Reading pieces: types, rows that move or are missing, bytes that are not aligned, values that are not finite."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -39,7 +41,7 @@ def test_pieces_are_the_rows_of_all_models(folders):
 
 
 def test_missing_rows_by_hand(tmp_path):
-    """Row 0 is everyone's; 1 lacks in one source: the base's; 2 lacks in the base: the mean of the others; 3 nobody has: zeros."""
+    """Row 0 is everyone's; 1 lacks in one source: the base's; 2 lacks in the base: the mean of the others, everywhere; 3 nobody has: zeros."""
     folders = family(tmp_path)
     for number, folder in enumerate(folders):
         edit_weights(folder, lambda tensors, number=number: tensors.update({NAME: torch.arange(8.0).view(4, 2) + 100 * number}))
@@ -47,11 +49,29 @@ def test_missing_rows_by_hand(tmp_path):
     refs = [TensorRef(index, NAME, rows) for index, rows in enumerate(maps)]
     tensor = OpenFiles(opened(folders)).tensor(output((4, 2), *refs[1:], base=refs[0]))
     piece = Reader().piece(tensor, 0, 8)
+    assert tensor.rows_without_base == 1
     assert piece.base is not None
     assert piece.base.tolist() == [0, 1, 2, 3, (100 + 204) / 2, (101 + 205) / 2, 0, 0]
-    assert piece.sources.tolist() == [[106, 107, 2, 3, 100, 101, 0, 0], [202, 203, 204, 205, 204, 205, 0, 0]]
+    assert piece.sources.tolist() == [[106, 107, 2, 3, 152, 153, 0, 0], [202, 203, 204, 205, 152, 153, 0, 0]]
     without = OpenFiles(opened(folders)).tensor(output((4, 2), *refs))
     assert Reader().piece(without, 2, 6).sources.tolist() == [[2, 3, 152, 153], [103, 104, 100, 101], [204, 205, 204, 205]]
+
+
+@pytest.mark.parametrize("change", ["written", "replaced"])
+def test_a_file_that_changed_since_it_was_checked_is_not_read(tmp_path, change):
+    """Another size or time, or another file of the same size and time."""
+    folders = family(tmp_path, 1)
+    models, path = opened(folders), folders[0] / "model.safetensors"
+    if change == "written":
+        edit_weights(folders[0], lambda tensors: tensors[NAME].mul_(2))
+    else:
+        state = path.stat()
+        other = tmp_path / "other"
+        other.write_bytes(path.read_bytes())
+        os.utime(other, ns=(state.st_atime_ns, state.st_mtime_ns))
+        other.rename(path)
+    with pytest.raises(ModelError, match=r"model\.safetensors was changed after it was checked"):
+        OpenFiles(models).data(0, NAME)
 
 
 def test_rows_of_a_vector_are_its_elements(tmp_path):

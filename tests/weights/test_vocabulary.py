@@ -8,8 +8,15 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 
 from lmfuse.errors import TokenizerError
+from lmfuse.merge.dare import Dare
+from lmfuse.merge.della import Della
 from lmfuse.merge.linear import Linear
+from lmfuse.merge.model_stock import ModelStock
+from lmfuse.merge.multislerp import MultiSlerp
+from lmfuse.merge.sce import Sce
 from lmfuse.merge.task_arithmetic import TaskArithmetic
+from lmfuse.merge.ties import Ties
+from lmfuse.merge.varm import Varm
 from lmfuse.weights.check import is_vocabulary_tensor
 from lmfuse.weights.engine import execute
 from lmfuse.weights.files import result_config
@@ -90,7 +97,7 @@ def test_tokens_that_models_add_come_at_the_end_by_hand(chatty):
     assert united.report[0] == f"The vocabulary is that of base, {N + 3} rows, 3 added tokens at its end."
     assert united.report[2] == f"Token '<|im_end|>' got id {N + 1}; from a, b."
     assert united.report[6] == (
-        f"b: {N + 10} rows; 2 moved, 8 left out, 1 filled in (from the base, else the mean of the sources that have them)."
+        f"b: {N + 10} rows; 2 moved, 8 left out, 1 filled in (from the base; a row that the base lacks is the mean of the sources that have it)."
     )
 
 
@@ -134,14 +141,23 @@ def test_rows_of_the_merge_by_hand(chatty, tmp_path):
     assert torch.allclose(rows[N:], torch.tensor([in_a, in_both, in_b]))
 
 
-def test_rows_that_the_base_lacks(chatty, tmp_path):
-    """The base takes the mean of who has the token; whoever lacks it adds no difference."""
+NEEDING_A_BASE = [
+    TaskArithmetic(weights=0.5), TaskArithmetic(), Ties(), Ties(density=1.0, normalise=False), Sce(), Sce(tau=1.0), Sce(variant="mergekit"),
+    Dare(), Dare(then="ties", rescale="l1"), Della(), Varm(), ModelStock(), MultiSlerp(), MultiSlerp(normalise=False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", NEEDING_A_BASE, ids=repr)
+def test_rows_that_the_base_lacks_are_the_mean_of_who_has_them_whatever_the_method(chatty, tmp_path, method):
+    """A difference from a mean of two always has two signs, so no method may see one there: it would pick the larger or the smaller."""
     united = unite_vocabularies(opened(chatty))
-    execute(united_plan(chatty, united, TaskArithmetic(weights=0.5), 0), tmp_path / "out")
+    merged = execute(united_plan(chatty, united, method, 0), tmp_path / "out")
     rows = weights(tmp_path / "out")[EMBEDDING][:, 0]
-    assert torch.allclose(rows[:N], torch.arange(N) + 0.5 * 1000 + 0.5 * 2000)
     in_a, in_b, in_both = 1000.0 + N, 2000.0 + N + 1, ((1000 + N + 1) + (2000 + N)) / 2
-    assert torch.allclose(rows[N:], torch.tensor([in_a, in_both, in_b]))
+    assert rows[N:].tolist() == [in_a, in_both, in_b]
+    assert merged.counters["rows_without_base"] == 3
+    if method == TaskArithmetic(weights=0.5):
+        assert torch.allclose(rows[:N], torch.arange(N) + 0.5 * 1000 + 0.5 * 2000)
 
 
 def test_padding_alone_is_cut_or_filled(tmp_path):
@@ -192,11 +208,16 @@ def test_a_token_that_is_listed_in_the_configuration_alone(tmp_path):
 
 
 def test_models_without_a_tokenizer(tmp_path):
-    """One without: it is taken to have the ground's. All without: rows and older files must agree."""
+    """One without: it is taken to have the ground's if it has as many rows. All without: rows and older files must agree."""
     folders = [save(tmp_path / "a", byte_bpe()), save(tmp_path / "b", byte_bpe(), rows=N + 2)]
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folders[1] / name).unlink()
-    assert unite_vocabularies(opened(folders)).row_maps == (None, tuple(range(N)))
+    with pytest.raises(TokenizerError, match=rf"^b: embedding of {N + 2} rows, a has {N}, and no tokenizer says why$"):
+        unite_vocabularies(opened(folders))
+    silent = save(tmp_path / "silent", byte_bpe())
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (silent / name).unlink()
+    assert unite_vocabularies(opened([folders[0], silent])).row_maps == (None, None)
     (folders[0] / "tokenizer.json").unlink()
     with pytest.raises(TokenizerError, match=rf"^b: embedding of {N + 2} rows, a has {N}, and no tokenizer\.json says why$"):
         unite_vocabularies(opened(folders))

@@ -8,7 +8,7 @@ source and of the *differences* from it, so that the angle between nearly parall
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,29 +18,43 @@ from lmfuse.merge.family import Combine, Look
 from lmfuse.merge.piece import Piece, Tensor
 
 RUN = 4096  # this many products are added up in float32, then float64 takes over
+SMALLEST = 1e-24  # a sum of squares below this may have lost digits, as float32 ends at 1e-38
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def total(values: Float[Tensor, "N"]) -> Float[Tensor, ""]:
-    """Return the sum in float64, the same for any number of torch's threads: float32 within runs of ``RUN``, then float64."""
+    """Return the sum in float64, the same for any number of torch's threads: the values' own type within runs of ``RUN``, then float64."""
     whole = len(values) - len(values) % RUN
     runs = values[:whole].view(-1, RUN).sum(1)
     return runs.double().sum() + values[whole:].sum().double()
 
 
 def squared_norms(rows: Float[Tensor, "S N"]) -> Float[Tensor, "S"]:
-    """Return each row's sum of squares in float64."""
+    """Return each row's sum of squares in float64; the squares too where they leave the range of float32."""
     import torch
 
-    return torch.stack([total(row * row) for row in rows])
+    found = torch.stack([total(row * row) for row in rows])
+    return found if _in_range(found, rows) else torch.stack([total(row * row) for row in rows.double()])
+
+
+def _in_range(squares: Float[Tensor, "S"], rows: Iterable[Float[Tensor, "N"]]) -> bool:
+    """Return whether sums of squares that were made in float32 can be believed; rows of zeros are as small as they look."""
+    return all(math.isfinite(square) and (square >= SMALLEST or not row.any()) for square, row in zip(squares.tolist(), rows, strict=True))
 
 
 def combination(coefficients: Sequence[float], base_coefficient: float = 0.0) -> Combine:
     """Return what merges a piece into ``sum_i c_i source_i + c_base base``.
 
     The anchor is the member with the largest coefficient; members with coefficient 0 are not looked at.
+
+    Raises:
+        ValueError: a coefficient is not finite in float32.
     """
     import torch
 
+    for coefficient in (*coefficients, base_coefficient):
+        if not abs(coefficient) <= LARGEST:
+            raise ValueError(f"a model would count {coefficient:g} times, expected a number within float32")
     whole = math.fsum((*coefficients, base_coefficient))
     by_weight = sorted((-abs(c), i, c) for i, c in enumerate((*coefficients, base_coefficient)) if c)
     members = [(i, c) for _, i, c in by_weight]
@@ -100,22 +114,37 @@ class Gram:
 
 
 def gram(around_base: bool = False) -> Generator[Look, Float[Tensor, "S S"], Gram]:
-    """Look once at a whole unit; return the inner products of the sources, or of their differences from the base where there is one."""
-    products = yield _products(around_base)
-    return Gram(products.numpy())
+    """Look once at a whole unit; return the inner products of the sources, or of their differences from the base where there is one.
+
+    Raises:
+        ValueError: they are not finite.
+    """
+    products = (yield _products(around_base)).numpy()
+    if not np.isfinite(products).all():
+        raise ValueError("the models' inner products are not finite: their values are too large to be compared")
+    return Gram(products)
 
 
 def _products(around_base: bool) -> Callable[[Piece], Float[Tensor, "S S"]]:
     import torch
 
-    def look(piece: Piece) -> Float[Tensor, "S S"]:
-        first = piece.sources[0]
-        rows = [first - piece.base if around_base and piece.base is not None else first, *(row - first for row in piece.sources[1:])]
+    def rows_of(sources: Float[Tensor, "S N"], base: Float[Tensor, "N"] | None) -> list[Float[Tensor, "N"]]:
+        first = sources[0]
+        return [first - base if around_base and base is not None else first, *(row - first for row in sources[1:])]
+
+    def multiplied(rows: list[Float[Tensor, "N"]]) -> Float[Tensor, "S S"]:
         products = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-        term = torch.empty_like(first)
+        term = torch.empty_like(rows[0])
         for i, x in enumerate(rows):
             for j, y in enumerate(rows[: i + 1]):
                 products[i, j] = products[j, i] = total(torch.mul(x, y, out=term))
         return products
+
+    def look(piece: Piece) -> Float[Tensor, "S S"]:
+        rows = rows_of(piece.sources, piece.base)
+        products = multiplied(rows)
+        if _in_range(products.diagonal(), rows):
+            return products
+        return multiplied(rows_of(piece.sources.double(), None if piece.base is None else piece.base.double()))
 
     return look

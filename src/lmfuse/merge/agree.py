@@ -6,13 +6,17 @@ change goes, and sources that go the other way have no part in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Generator, Iterable, Sequence
 from itertools import combinations, islice
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from lmfuse.merge.family import Look
 from lmfuse.merge.piece import Piece, Tensor
+from lmfuse.merge.rank import Chunks
 
 SIGN_BIT = -(2**31)
 BLOCK = 2**16  # elements that stay in a core's cache from one step to the next
@@ -65,16 +69,35 @@ def keep_unanimous(merged: Float[Tensor, "N"], sources: Float[Tensor, "S N"]) ->
     return merged
 
 
-def disagreement(piece: Piece) -> Float[Tensor, "1 N"]:
+def unit_scale() -> Generator[Look, Any, float]:
+    """Look at a unit whose squares leave the range of float32; return the power of 2 that makes its numbers about 2^40 at most.
+
+    Squares of what is up to 1e30 times smaller are then still told from 0. Where all sources are the same it is 1.
+    """
+    largest = max((yield _largest))
+    return math.ldexp(1.0, min(120, 40 - math.frexp(largest)[1])) if largest else 1.0
+
+
+def _largest(piece: Piece) -> Chunks:
+    """Return the largest magnitude, 0 where all sources are the same."""
+    import torch
+
+    first, *others = piece.sources
+    return Chunks([0.0 if all(torch.equal(first, other) for other in others) else float(piece.sources.abs().max())])
+
+
+def disagreement(piece: Piece, scale: float = 1.0) -> Float[Tensor, "1 N"]:
     """Return the sum of squared differences over all pairs of sources: their variance, times the square of their number.
 
     There must be two sources at least. It needs no base, is 0 exactly where all agree, and loses no digits: nothing is subtracted from a sum.
+    ``scale`` multiplies the sources, for numbers whose squares float32 cannot hold.
     """
     import torch
 
     result, difference = torch.empty(1, len(piece)), torch.empty(min(BLOCK, len(piece)))
     for start in range(0, len(piece), BLOCK):
-        squares, rows = result[0, start : start + BLOCK], piece.sources[:, start : start + BLOCK].unbind()
+        block = piece.sources[:, start : start + BLOCK]
+        squares, rows = result[0, start : start + BLOCK], (block if scale == 1 else block * scale).unbind()
         term = difference[: len(squares)]
         torch.sub(rows[0], rows[1], out=term)
         torch.mul(term, term, out=squares)

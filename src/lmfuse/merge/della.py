@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -43,6 +43,7 @@ class Della(RandomDrop):
     [[0.0, 4.0], [0.0, 4.0]]
     """
 
+    needs_rows: ClassVar[bool] = True
     name: Literal["della"] = "della"
     epsilon: Half | tuple[Half, ...] = 0.15
     then: Literal["linear", "ties"] = "ties"

@@ -50,6 +50,7 @@ class Merge:
     """
 
     needs_base: ClassVar[bool] = False
+    needs_rows: ClassVar[bool] = False  # whether every piece must be of whole rows, which may be as long as a tensor
     min_sources: ClassVar[int] = 1
     max_sources: ClassVar[int | None] = None
 

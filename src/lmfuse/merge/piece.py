@@ -16,12 +16,12 @@ if TYPE_CHECKING:  # settings load without torch
 else:
     Tensor = Any
 
-PIECE_ELEMENTS = 2**17  # part of what a random method draws from: another number is another version of those methods
+PIECE_ELEMENTS = 2**17  # decides where sums are cut and what random methods draw: another number is another version of all methods
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some whole rows of one parameter tensor, of all models at once, in float32.
+    """Some rows of one parameter tensor, or a part of a long one, of all models at once, in float32.
 
     Attributes:
         name: of the tensor, such as ``model.layers.0.mlp.up_proj.weight``.
@@ -84,15 +84,17 @@ def row_length(shape: tuple[int, ...]) -> int:
     return shape[-1] if shape else 1
 
 
-def cuts(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+def cuts(shape: tuple[int, ...], whole_rows: bool = False) -> Iterator[tuple[int, int]]:
     """Yield where each piece of a tensor starts and stops in the flattened tensor: as many whole rows as ``PIECE_ELEMENTS`` holds.
 
-    A row that is longer is a piece of its own; a tensor without elements has no piece.
+    Rows that are longer are cut, or with ``whole_rows`` are pieces of their own. A tensor without elements has no piece.
 
     >>> list(cuts((5, 50_000)))
     [(0, 100000), (100000, 200000), (200000, 250000)]
+    >>> list(cuts((150_000,))), list(cuts((150_000,), whole_rows=True))
+    ([(0, 131072), (131072, 150000)], [(0, 150000)])
     """
     total, row = math.prod(shape), row_length(shape)
     if total:
-        step = max(1, PIECE_ELEMENTS // row) * row
+        step = PIECE_ELEMENTS // row * row or (row if whole_rows else PIECE_ELEMENTS)
         yield from ((start, min(start + step, total)) for start in range(0, total, step))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -10,10 +11,11 @@ from jaxtyping import Float
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from lmfuse.merge.affine import squared_norms
-from lmfuse.merge.agree import agreed, disagreement, keep_unanimous
+from lmfuse.merge.affine import SMALLEST, squared_norms
+from lmfuse.merge.agree import agreed, disagreement, keep_unanimous, unit_scale
 from lmfuse.merge.family import About, Combine, Look, Merge, Share
 from lmfuse.merge.piece import Piece, Tensor
+from lmfuse.merge.rank import Count, Values
 from lmfuse.merge.select import Top, share_of, top_k
 from lmfuse.merge.varm import variation_ratio
 
@@ -52,9 +54,15 @@ class Sce(Merge):
         """Begin to merge one unit: select and weigh."""
         self.check(about.num_sources, has_base=True)
         top: Top | None = None
+        values: Values = disagreement
         if self.tau < 1:
-            (top,) = yield from top_k(disagreement, [lambda _, not_zero: share_of(self.tau, not_zero)], about, _squares)
-            squares = top.sums
+            counts: list[Count] = [lambda _, not_zero: share_of(self.tau, not_zero)]
+            (top,) = yield from top_k(values, counts, about, _squares)
+            scale = 1.0 if SMALLEST <= top.sums.max() < np.inf and top.threshold < np.inf else (yield from unit_scale())
+            if scale != 1:
+                values = partial(disagreement, scale=scale)
+                (top,) = yield from top_k(values, counts, about, partial(_squares, scale=scale))
+            squares = top.sums / scale**2
             if not top.num_selected:
                 about.counters["sce_nothing_selected"] += 1
         else:
@@ -65,21 +73,22 @@ class Sce(Merge):
         least = 1e-6 if self.variant == "mergekit" else 1e-37
         if top is None or self.variant == "fuseai":
             return lambda piece: keep_unanimous(_merge_all(piece, eta, least), piece.sources)
-        return lambda piece: _merge_selected(piece, top, eta, least)
+        return lambda piece: _merge_selected(piece, top, values, eta, least)
 
 
-def _squares(piece: Piece, _: int) -> Float[Tensor, "S N"]:
-    return piece.changes().square_()
+def _squares(piece: Piece, _: int, scale: float = 1.0) -> Float[Tensor, "S N"]:
+    changes = piece.changes()
+    return (changes if scale == 1 else changes.mul_(scale)).square_()
 
 
 def _merge_all(piece: Piece, eta: tuple[float, ...], least: float) -> Float[Tensor, "N"]:
     return piece.changed(agreed(piece.changes(), eta, eta, least))
 
 
-def _merge_selected(piece: Piece, top: Top, eta: tuple[float, ...], least: float) -> Float[Tensor, "N"]:
+def _merge_selected(piece: Piece, top: Top, values: Values, eta: tuple[float, ...], least: float) -> Float[Tensor, "N"]:
     """Merge the selected elements, leave the others as they are in the base."""
     assert piece.base is not None
     result = piece.base.clone()
-    at, candidates, chosen = top.of(piece, disagreement)
+    at, candidates, chosen = top.of(piece, values)
     result.numpy()[at.take(chosen)] = _merge_all(candidates, eta, least).numpy().take(chosen)
     return result

@@ -113,12 +113,13 @@ class _Found:
         """Return how many are above a threshold and what was asked of them, and the same of those that equal it."""
         greater, equal = np.array([True, upper > threshold, lower > threshold]), np.array([False, upper == threshold, lower == threshold])
         over, at = self.between > np.float32(threshold), self.between == np.float32(threshold)
-        return (
-            int(self.counts[greater].sum() + np.count_nonzero(over)),
-            self.sums[greater].sum(0) + (self.asked * over).sum(1, dtype=np.float64),
-            int(self.counts[equal].sum() + np.count_nonzero(at)),
-            self.sums[equal].sum(0) + (self.asked * at).sum(1, dtype=np.float64),
-        )
+        with np.errstate(over="ignore", invalid="ignore"):
+            return (
+                int(self.counts[greater].sum() + np.count_nonzero(over)),
+                self.sums[greater].sum(0) + (self.asked * over).sum(1, dtype=np.float64),
+                int(self.counts[equal].sum() + np.count_nonzero(at)),
+                self.sums[equal].sum(0) + (self.asked * at).sum(1, dtype=np.float64),
+            )
 
 
 @dataclass
@@ -195,8 +196,9 @@ def _find(piece: Piece, row: int, values: Float[np.ndarray, "N"], asked: Asked |
     groups = kept > np.float32(upper), high, (kept == np.float32(lower)) & ~high
     counts = np.array([np.count_nonzero(group) for group in groups])
     sums = np.zeros((3, len(answers)))
-    for group in np.flatnonzero(counts):
-        sums[group] = (answers * groups[group].astype(np.float32)).sum(1)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is the caller's to notice
+        for group in np.flatnonzero(counts):
+            sums[group] = (answers * groups[group].astype(np.float32)).sum(1)
     between = np.flatnonzero(~(groups[0] | groups[1] | groups[2]))
     counts[2] += len(values) - len(at) if lower == 0 else 0
     places = None if asked is None else Places.of(candidates, at)

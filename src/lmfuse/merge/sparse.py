@@ -64,7 +64,7 @@ class RandomDrop(Merge):
         import torch
 
         pairs = piece.deltas, self._thinned(piece, densities)
-        return torch.stack([torch.stack([total(row.abs()) for row in rows]) for rows in pairs])
+        return torch.stack([torch.stack([total(row.abs().double()) for row in rows]) for rows in pairs])
 
     def _thinned(self, piece: Piece, densities: tuple[float, ...]) -> Float[Tensor, "S N"]:
         changes = piece.changes()

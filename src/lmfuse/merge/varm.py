@@ -52,9 +52,14 @@ class Varm(Merge):
 def variation_ratio(squares: Float[np.ndarray, "S"], counters: Counter[str], fallback: str) -> tuple[float, ...]:
     """Return each number's share of the sum; the same for all, and counted, where the sum is 0.
 
+    Raises:
+        ValueError: they are not finite.
+
     >>> variation_ratio(np.array([1.0, 3.0]), Counter(), "none")
     (0.25, 0.75)
     """
+    if not np.isfinite(squares).all():
+        raise ValueError("the models' changes are not finite: their values are too large to be compared")
     if not squares.any():
         counters[fallback] += 1
         return (1 / len(squares),) * len(squares)

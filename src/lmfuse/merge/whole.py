@@ -65,7 +65,7 @@ def _merge_unit(
     import torch
 
     shapes = tuple(tuple(sources[0][name].shape) for name in names)
-    places = [(name, shape, *cut) for name, shape in zip(names, shapes, strict=True) for cut in cuts(shape)]
+    places = [(name, shape, *cut) for name, shape in zip(names, shapes, strict=True) for cut in cuts(shape, method.needs_rows)]
 
     def piece(name: str, shape: tuple[int, ...], start: int, stop: int) -> Piece:
         rows = torch.stack([source[name].reshape(-1)[start:stop].float() for source in sources])

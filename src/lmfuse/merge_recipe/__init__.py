@@ -149,6 +149,7 @@ class MergeRecipe(_Section):
         overrides: other numbers for some models, tensors or layers.
         slices: the result's layers from first to last, each a run of layers of some models; by default all layers of all models.
             What stands before the layers is made like the first slice, what stands behind like the last.
+        max_shard_gb: the most 10^9 bytes of tensors in one weight file, unless one tensor is larger.
     """
 
     models: tuple[MergeModel, ...] = Field(min_length=1)
@@ -159,10 +160,14 @@ class MergeRecipe(_Section):
     chat_template: Literal["auto"] | None = None
     overrides: Overrides = ()
     slices: tuple[Slice, ...] = ()
+    max_shard_gb: float = Field(5.0, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _fits(self) -> MergeRecipe:
         labels = self.labels
+        for each in self.models:
+            if each.label in ("", ".."):
+                raise ValueError(f"models: {each.model!r} is no name; write {{model: {each.model}, name: ...}}")
         for label in labels:
             if labels.count(label) > 1:
                 raise ValueError(f"models: {label!r} stands twice; give each model its own name")
@@ -287,7 +292,8 @@ def parse_merge_recipe(value: Any, name: str = "recipe") -> MergeRecipe:
         RecipeError: every problem in one line, the first one first, with suggestions for unknown names.
     """
     if not isinstance(value, dict):
-        raise RecipeError(f"{name}: a recipe is a mapping of keys to values, got {type(value).__name__}", hint=HINT)
+        what = "nothing" if value is None else "a list" if isinstance(value, list) else f"{value!r:.60}"
+        raise RecipeError(f"{name}: a recipe is a mapping of keys to values, got {what}", hint=HINT)
     try:
         return MergeRecipe.model_validate(value)
     except ValidationError as error:

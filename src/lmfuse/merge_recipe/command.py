@@ -11,15 +11,20 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from lmfuse.artefacts import write_atomic
+from lmfuse.artefacts import MANIFEST, write_atomic
 from lmfuse.console import Console
 from lmfuse.errors import InputError, RecipeError
 from lmfuse.merge_recipe import MergeRecipe, parse_merge_recipe
 from lmfuse.merge_recipe.plan import located, make_merge_plan
 from lmfuse.mergekit_yaml.read import is_mergekit, labels, read_mergekit
 from lmfuse.mergekit_yaml.write import write_mergekit
+from lmfuse.weights.card import sentence
 from lmfuse.weights.engine import Merged, execute
+from lmfuse.weights.layout import lay_out, num_bytes
+from lmfuse.weights.place import refuse_too_little_room, resolved
 from lmfuse.weights.plan import MergePlan, UnitedVocabulary
+from lmfuse.weights.publish import refuse_taken
+from lmfuse.weights.read import in_file_order
 from lmfuse.yaml_strict import load_yaml
 
 MB, GB = 10**6, 10**9
@@ -70,7 +75,10 @@ def _read_text(path: Path) -> str:
 
 def _written_out(method: str, short: Short) -> dict[str, Any]:
     """Return the recipe that a command line stands for."""
-    given = [each.rstrip("/") or each for each in (*short.models, *((short.base,) if short.base else ()))]
+    given = [_spelt(each) for each in (*short.models, *((short.base,) if short.base else ()))]
+    for model in short.models:
+        if given[: len(short.models)].count(_spelt(model)) > 1:
+            raise RecipeError(f"--model {model}: stands twice", "name each model once")
     names = labels([(each, None) for each in dict.fromkeys(given)])
     models = [{"model": model, "name": name if "/" in name else ""} for (model, _), name in names.items()]
     values: dict[str, Any] = {"models": models, "method": {"name": method}}
@@ -80,9 +88,15 @@ def _written_out(method: str, short: Short) -> dict[str, Any]:
         name, equals, text = setting.partition("=")
         if not equals or not name:
             raise RecipeError(f"--set {setting}: expected name=value", hint="for example --set density=0.5, --set dtype=bfloat16")
-        place = values if name in ("dtype", "tokenizer", "chat_template") else values["method"]
+        place = values if name in ("dtype", "tokenizer", "chat_template", "max_shard_gb") else values["method"]
         place[name] = load_yaml(text, f"--set {name}")
     return values
+
+
+def _spelt(model: str) -> str:
+    """Return a model as it is compared with others: a folder by its full path, so that no two spellings of it are two models."""
+    folder = Path(model).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else model
 
 
 def merge(
@@ -95,31 +109,47 @@ def merge(
     """
     if out is None and to_mergekit is None and not plan_only:
         raise InputError("merge: no folder for the result", "name one behind the recipe, or add --plan to check only")
+    place = None if out is None else resolved(out)
     loaded, beside, notes = load_merge(recipe, short)
+    text = None if to_mergekit is None else _for_mergekit(loaded, beside, to_mergekit)
     console = Console()
-    if to_mergekit is not None:
-        _write(loaded, beside, to_mergekit)
+    plan = make_merge_plan(loaded, beside, cache, notes) if out is not None or plan_only else None
+    if plan is not None:
+        show(console, plan)
+        if place is not None:
+            _refuse_place(plan, place)
+    if text is not None and to_mergekit is not None:
+        to_mergekit.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(to_mergekit, text.encode())
         console.say(f"mergekit: {to_mergekit}")
-    if out is None and not plan_only:
+    if plan is None or place is None or plan_only:
+        if plan is not None:
+            console.say("nothing stands in the way", style="green")
         return None
-    plan = make_merge_plan(loaded, beside, cache, notes)
-    show(console, plan)
-    if out is None or plan_only:
-        console.say("nothing stands in the way", style="green")
-        return None
-    merged = _with_progress(console, plan, out, threads)
+    merged = _with_progress(console, plan, place, threads)
     tell(console, plan, merged)
     return merged
 
 
-def _write(recipe: MergeRecipe, beside: Path, path: Path) -> None:
-    """Write a recipe for mergekit, which takes relative folders from wherever it is started: so folders are written in full."""
-    if path.exists():
-        raise InputError(f"{path} exists", "name another file, or remove it")
+def _refuse_place(plan: MergePlan, place: Path) -> None:
+    """Refuse a place that is taken or too small, unless this merge was made or begun there."""
+    refuse_taken(place, plan.key, lay_out(in_file_order(plan), plan.max_shard_bytes))
+    if not place.with_name(f"{place.name}.partial").exists() and not (place / MANIFEST).exists():
+        refuse_too_little_room(place, sum(map(num_bytes, plan.tensors)))
+
+
+def _for_mergekit(recipe: MergeRecipe, beside: Path, path: Path) -> str:
+    """Return a recipe for mergekit, which takes relative folders from wherever it is started: so folders are written in full.
+
+    Raises:
+        InputError: mergekit cannot say it, or the file holds something else.
+    """
     full = [str(Path(spec.model).resolve()) if Path(spec.model).is_dir() else spec.model for spec in located(recipe, beside)]
     models = tuple(each.model_copy(update={"model": model}) for each, model in zip(recipe.models, full, strict=True))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, write_mergekit(recipe.model_copy(update={"models": models})).encode())
+    text = write_mergekit(recipe.model_copy(update={"models": models}))
+    if path.exists() and (not path.is_file() or path.read_bytes() != text.encode()):
+        raise InputError(f"{path} exists and holds something else", "name another file, or remove it")
+    return text
 
 
 def show(console: Console, plan: MergePlan) -> None:
@@ -143,7 +173,7 @@ def tell(console: Console, plan: MergePlan, merged: Merged) -> None:
     for label, distance in merged.distances.items():
         console.say(f"{label}: its difference from the base is {distance:.3g} of the base's size", style="dim")
     for name, count in sorted(merged.counters.items()):
-        console.warn(f"{name}: {count:,} times")
+        console.warn(sentence(name, count))
     if merged.reused:
         console.say(f"there already, made by the same merge: {merged.path}")
         return
@@ -161,7 +191,7 @@ def _size(num_bytes: int) -> str:
 
 def _warn(console: Console, lines: Sequence[str]) -> None:
     for line in lines:
-        console.warn(line)
+        console.say(f"warning: {line}", style="yellow")
 
 
 def _with_progress(console: Console, plan: MergePlan, out: Path, threads: int | None) -> Merged:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lmfuse.bytes_turns import chat_template
-from lmfuse.errors import RecipeError, TokenizerError
-from lmfuse.folder_files import read_object
+from lmfuse.errors import RecipeError
 from lmfuse.merge_recipe import MergeModel, MergeRecipe, takes_base
 from lmfuse.merge_recipe.layers import Origin, depths, origins
+from lmfuse.merge_recipe.reach import refuse_unheard
+from lmfuse.merge_recipe.tokens import template_of, token_warnings, with_token_ids
 from lmfuse.merge_recipe.values import method_at
 from lmfuse.model_files import ModelSpec
 from lmfuse.safetensors_header import TensorEntry
-from lmfuse.weights.check import COMPUTED, check_models, check_plan, is_vocabulary_tensor
+from lmfuse.weights.check import check_models, check_plan, is_computed, is_vocabulary_tensor
 from lmfuse.weights.files import result_config
 from lmfuse.weights.plan import MergePlan, OpenedModel, OutputTensor, TensorRef, UnitedVocabulary, open_models
 from lmfuse.weights.read import DTYPES
@@ -26,11 +27,25 @@ SPELLED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 def located(recipe: MergeRecipe, beside: Path) -> tuple[ModelSpec, ...]:
-    """Return what opens each model; a relative folder is one beside the recipe, where there is one."""
-    folders = [beside / each.model for each in recipe.models]
-    return tuple(
-        replace(each.spec, model=str(folder)) if folder.is_dir() else each.spec for each, folder in zip(recipe.models, folders, strict=True)
-    )
+    """Return what opens each model: a folder beside the recipe (an absolute one and ``~`` are where they are), else a name on the hub.
+
+    Raises:
+        RecipeError: a folder is in the current folder, but not beside the recipe; or two models are one folder.
+    """
+    found, seen = [], dict[Path, str]()
+    for each in recipe.models:
+        relative = Path(each.model).expanduser()
+        folder = beside / relative
+        if folder.is_dir():
+            other = seen.setdefault(folder.resolve(), each.label)
+            if other != each.label:
+                raise RecipeError(f"models: {other} and {each.label} are one folder", "name each model once")
+        elif relative.is_dir():
+            raise RecipeError(
+                f"models: {each.model} is in the current folder, but not beside the recipe", "paths begin at the recipe's folder"
+            )
+        found.append(replace(each.spec, model=str(folder)) if folder.is_dir() else each.spec)
+    return tuple(found)
 
 
 def make_merge_plan(recipe: MergeRecipe, beside: Path, cache: Path | None = None, notes: Sequence[str] = ()) -> MergePlan:
@@ -53,19 +68,25 @@ def make_merge_plan(recipe: MergeRecipe, beside: Path, cache: Path | None = None
     donor = labels.index(recipe.donor)
     agreement = check_models(models, donor, layers_may_differ=bool(recipe.slices))
     united = _vocabulary(recipe, models, donor)
-    names = {model.label: tuple(name for name in model.tensors if not COMPUTED.search(name)) for model in models}
-    tensors = tuple(_Tensors(recipe, models, united).outputs(names | {recipe.donor: agreement.names}))
+    names = {model.label: tuple(name for name in model.tensors if not is_computed(name, model.entry(name))) for model in models}
+    places = tuple(origins(recipe, names | {recipe.donor: agreement.names}))
+    refuse_unheard(recipe, places)
+    made = _Tensors(recipe, models, united)
+    tensors = tuple(map(made.output, places))
     config, warnings = _config(recipe, models[donor], united, tensors)
+    if united.ground != donor:
+        config = with_token_ids(config, models[united.ground].folder.config)
     told = [f"{one} and {other} hold the same weights" for one, other in _same_twice(models)]
     plan = MergePlan(
         models=models,
         tensors=tensors,
         config=config,
         tokenizer_from=united if united.added or any(united.row_maps) else united.ground,
-        notes=(*notes, *agreement.notes),
-        warnings=(*agreement.warnings, *warnings, *told),
+        notes=(*notes, *agreement.notes, *made.notes),
+        warnings=(*agreement.warnings, *token_warnings(models, united), *warnings, *told),
         recipe_text=_portable(recipe, models).to_yaml(),
         base=None if recipe.base is None else labels.index(recipe.base),
+        max_shard_bytes=round(recipe.max_shard_gb * 10**9),
     )
     check_plan(plan)
     return plan
@@ -81,10 +102,7 @@ def _vocabulary(recipe: MergeRecipe, models: Sequence[OpenedModel], donor: int) 
 
 def _check_template(models: Sequence[OpenedModel], ground: int) -> None:
     """Refuse a tokenizer whose chat template is not the one that most models have."""
-    found = []
-    for model in models:
-        config = read_object(model.folder.path, "tokenizer_config.json", TokenizerError) or {}
-        found.append(chat_template(model.folder.path, config).strip())
+    found = [template_of(model) for model in models]
     common = Counter(text for text in found if text).most_common(1)
     if common and found[ground] != common[0][0]:
         having = models[found.index(common[0][0])].label
@@ -99,30 +117,40 @@ class _Tensors:
     def __init__(self, recipe: MergeRecipe, models: Sequence[OpenedModel], united: UnitedVocabulary) -> None:
         self.recipe, self.models, self.united = recipe, models, united
         self.index = {model.label: i for i, model in enumerate(models)}
+        self._mixed: Counter[tuple[str, ...]] = Counter()  # types of the sources, of the base, and of the result
 
-    def outputs(self, names: Mapping[str, tuple[str, ...]]) -> Iterator[OutputTensor]:
-        yield from (self._output(origin) for origin in origins(self.recipe, names))
+    @property
+    def notes(self) -> list[str]:
+        """Return a sentence for each mixture of types that was met."""
+        return [
+            f"{count} tensors are {sources}{f', {base} in the base' if base else ''}; the result's are {result}"
+            for (sources, base, result), count in sorted(self._mixed.items())
+        ]
 
-    def _output(self, origin: Origin) -> OutputTensor:
+    def output(self, origin: Origin) -> OutputTensor:
         place, recipe = origin.place, self.recipe
         sources = tuple(self._ref(label, place.names[label]) for label in recipe.sources_of(origin.part))
         apart = takes_base(recipe.method) and recipe.base is not None and recipe.base in place.names
         base = self._ref(str(recipe.base), place.names[str(recipe.base)]) if apart else None
-        entries = [self.models[ref.model].entry(ref.name) for ref in (*sources, *((base,) if base else ()))]
-        like = entries[0]
+        entries = [self.models[ref.model].entry(ref.name) for ref in sources]
+        like, dtype = entries[0], self._dtype(entries, None if base is None else self.models[base.model].entry(base.name))
         shape = (self.united.num_rows, *like.shape[1:]) if is_vocabulary_tensor(place.name) else like.shape
-        return OutputTensor(place.name, shape, self._dtype(entries), method_at(recipe, origin.part, place), sources, base)
+        return OutputTensor(place.name, shape, dtype, method_at(recipe, origin.part, place), sources, base)
 
     def _ref(self, label: str, name: str) -> TensorRef:
         index = self.index[label]
         return TensorRef(index, name, self.united.row_maps[index] if is_vocabulary_tensor(name) else None)
 
-    def _dtype(self, entries: Sequence[TensorEntry]) -> str:
+    def _dtype(self, sources: Sequence[TensorEntry], base: TensorEntry | None) -> str:
         """Return the type of a result: the recipe's, or the narrowest that holds every value of its sources; integers keep theirs."""
-        kinds = {entry.dtype for entry in entries}
-        if not kinds <= DTYPES.keys():
-            return entries[0].dtype
-        return SPELLED[self.recipe.dtype] if self.recipe.dtype else kinds.pop() if len(kinds) == 1 else "F32"
+        kinds = sorted({entry.dtype for entry in sources})
+        if not set(kinds) <= DTYPES.keys():
+            return sources[0].dtype
+        dtype = SPELLED[self.recipe.dtype] if self.recipe.dtype else kinds[0] if len(kinds) == 1 else "F32"
+        apart = base.dtype if base is not None and kinds != [base.dtype] else ""
+        if len(kinds) > 1 or apart:
+            self._mixed[" and ".join(kinds), apart, dtype] += 1
+        return dtype
 
 
 def _config(
@@ -132,7 +160,7 @@ def _config(
     sizes: Counter[str] = Counter()
     for tensor in tensors:
         if tensor.dtype in DTYPES:
-            sizes[tensor.dtype] += tensor.shape[0] if tensor.shape else 1
+            sizes[tensor.dtype] += math.prod(tensor.shape)
     dtype = max(sizes, key=lambda name: (sizes[name], name), default="F32")
     config = result_config(donor, dtype, num_rows=united.num_rows, num_layers=sum(part.num_layers for part in recipe.slices) or None)
     if not recipe.slices:

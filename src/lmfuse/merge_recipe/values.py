@@ -78,12 +78,16 @@ def _scopes(recipe: MergeRecipe, part: Slice | None, parameter: str, model: str 
 def lookup(overrides: Iterable[Override], name: str, place: Place) -> Scalar | None:
     """Return the value of the first override that speaks of a tensor, or None."""
     for each in overrides:
-        if each.filter is not None and each.filter not in name:
-            continue
-        if each.layers is not None and (place.layer is None or not each.layers[0] <= place.layer < each.layers[1]):
-            continue
-        return each.value if each.gradient is None else interpolated(each.gradient, place.share)
+        if speaks_of(each, name, place):
+            return each.value if each.gradient is None else interpolated(each.gradient, place.share)
     return None
+
+
+def speaks_of(override: Override, name: str, place: Place) -> bool:
+    """Return whether an override is for a tensor of this name at this place."""
+    if override.filter is not None and override.filter not in name:
+        return False
+    return override.layers is None or (place.layer is not None and override.layers[0] <= place.layer < override.layers[1])
 
 
 def interpolated(gradient: Sequence[float], share: float) -> float:

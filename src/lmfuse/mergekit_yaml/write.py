@@ -30,6 +30,8 @@ class _Writer:
         self.recipe, self.translation = recipe, _translation(recipe)
         self.places = {each.label: _reference(each.model, each.revision) for each in recipe.models}
         self.base = recipe.base or (recipe.labels[0] if self.translation.needs_base else None)
+        if recipe.max_shard_gb != MergeRecipe.model_fields["max_shard_gb"].default:
+            raise _refusal("max_shard_gb", "mergekit takes it from the command line (--out-shard-size)")
         for where, overrides in _override_lists(recipe):
             for i, each in enumerate(overrides):
                 if each.layers is not None:

@@ -16,6 +16,34 @@ NO_DERIVATIVES = re.compile(r"(^|-)nd(-|$)|no-?deriv")
 SAME_AGAIN = re.compile(r"^(a|l)?gpl|^cc-by(-nc)?-sa|^eupl|^mpl|^osl")
 
 
+COUNTED = {  # what a counter means, for so many of something
+    "karcher_no_direction": "{} had no mean direction: the search for their mean began at the first source",
+    "karcher_not_converged": "{} had a mean that still moved after the last iteration",
+    "karcher_zero_tensor": "{} held zeros only: averaged",
+    "model_stock_no_angle": "{} had a source that equals the base: its cosines count as 0",
+    "model_stock_opposite": "{} had changes in opposite directions: they stay as in the base",
+    "multislerp_no_direction": "{} had no mean direction: averaged",
+    "sce_nothing_selected": "{} were the same in all sources: they stay as in the base",
+    "sce_uniform_weights": "{} gave all sources the same weight, as no selected change told them apart",
+    "select_by_digits": "{} took three more looks to select from; the result is exact all the same",
+    "slerp_opposite": "{} pointed opposite ways: averaged along the straight line",
+    "slerp_parallel": "{} pointed the same way: averaged along the straight line, which is the same there",
+    "slerp_zero_tensor": "{} held zeros only in one source: averaged along the straight line",
+    "varm_no_change": "{} were the base's in all sources, which weigh the same then",
+}
+
+
+def sentence(counter: str, count: int) -> str:
+    """Return what a counter of fallbacks says.
+
+    >>> sentence("varm_no_change", 2)
+    '2 units of tensors were the base\'s in all sources, which weigh the same then (varm_no_change)'
+    """
+    if counter == "rows_without_base":
+        return f"{count:,} rows are of tokens that the base lacks: each is the mean of the sources that have it (rows_without_base)"
+    return f"{COUNTED.get(counter, '{} took a fallback').format(f'{count:,} units of tensors')} ({counter})"
+
+
 def licence_name(text: str) -> str:
     """Return a licence as people write it in cards, from what a folder says.
 
@@ -100,7 +128,7 @@ def merge_card(plan: MergePlan, name: str, *, warnings: Sequence[str], counters:
         lines += ["## Warnings", "", *(f"- {_flat(line)}" for line in warnings), ""]
     lines += ["## How it was made", "", *(f"- {_flat(line)}" for line in (*plan.notes, *_vocabulary(plan))), ""]
     if counters:
-        lines += ["| fallback | times |", "|---|---|", *(f"| {key} | {count} |" for key, count in sorted(counters.items())), ""]
+        lines += [*(f"- {sentence(name, count)}" for name, count in sorted(counters.items())), ""]
     return "\n".join([*lines, "```yaml", plan.recipe_text.rstrip().replace("```", "'''"), "```", ""])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +11,15 @@ from typing import Any
 import torch
 
 from lmfuse.errors import InputError, ModelError
+from lmfuse.merge.piece import PIECE_ELEMENTS
 from lmfuse.model_facts import EMBEDDING, load_config
 from lmfuse.safetensors_header import TensorEntry
 from lmfuse.weights.plan import MergePlan, OpenedModel, OutputTensor, TensorRef
 from lmfuse.weights.read import DTYPES, OpenFiles
 
 HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.(weight|bias)$")
-COMPUTED = re.compile(r"(^|\.)rotary_emb\.(inv_freq|cos_cached|sin_cached)$")  # in old files; models compute them
+_COMPUTED = re.compile(r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|(attn|attention)\.masked_bias|attn\.causal_mask)$")
+_MASK = re.compile(r"(^|\.)(attn|attention)\.bias$")  # of GPT-2, GPT-Neo, GPT-J and GPT-NeoX, of four dimensions
 INTEGERS = ("BOOL", "U8", "I8", "I16", "I32", "I64")
 UNSAID = re.compile(  # configuration that says nothing about what the weights mean
     r"(^_|_token_id$|drop|^id2label|^label2id|^task_|^transformers|^unsloth|initializer|^output_|^return_|^problem_|^auto_map)|"
@@ -50,6 +53,11 @@ def is_vocabulary_tensor(name: str) -> bool:
     return bool(EMBEDDING.search(name) or HEAD.search(name))
 
 
+def is_computed(name: str, entry: TensorEntry) -> bool:
+    """Return whether a tensor, as old files hold some, is one that models compute themselves: masks, and angles of positions."""
+    return bool(_COMPUTED.search(name) or (_MASK.search(name) and len(entry.shape) == 4))
+
+
 def check_models(models: Sequence[OpenedModel], reference: int = 0, *, layers_may_differ: bool = False) -> Agreement:
     """Check that models are of one architecture: configurations, tied embeddings, names, shapes and types of tensors.
 
@@ -80,13 +88,13 @@ def check_models(models: Sequence[OpenedModel], reference: int = 0, *, layers_ma
     return Agreement(tuple(names), tuple(notes), tuple(warnings))
 
 
-def check_tensor(model: OpenedModel, name: str, like: OpenedModel, like_name: str = "") -> None:
+def check_tensor(model: OpenedModel, name: str, like: OpenedModel) -> None:
     """Check type and shape of a model's tensor against those of another's; the number of tokens may differ.
 
     Raises:
         ModelError: they do not fit; says so if it is the same tensor transposed.
     """
-    entry, expected = model.entry(name), like.entry(like_name or name)
+    entry, expected = model.entry(name), like.entry(name)
     if entry.dtype not in DTYPES and not (entry.dtype in INTEGERS and entry.dtype == expected.dtype):
         raise ModelError(
             f"{model.label}: tensor {name} is {entry.dtype}, expected one of {', '.join(DTYPES)}", "convert the model and save it again"
@@ -103,8 +111,8 @@ def _misfit(entry: TensorEntry, expected: tuple[int, ...], label: str) -> str:
 
 
 def _left_out(model: OpenedModel) -> Iterator[tuple[str, str]]:
-    for name in model.tensors:
-        if COMPUTED.search(name):
+    for name, (_, entry) in model.tensors.items():
+        if is_computed(name, entry):
             yield name, "models compute it themselves"
         elif HEAD.search(name) and _ties(model):
             yield name, "it is tied to the embedding"
@@ -218,5 +226,7 @@ def _check_ref(model: OpenedModel, ref: TensorRef, output: OutputTensor) -> None
     shape = entry.shape if ref.rows is None else (len(ref.rows), *entry.shape[1:])
     if shape != output.shape or (ref.rows is not None and len(shape) > 2):
         raise ModelError(f"{model.label}: tensor {ref.name} {_misfit(entry, output.shape, 'the result')}", SAME)
+    if ref.rows is not None and math.prod(shape[1:]) > PIECE_ELEMENTS:
+        raise ModelError(f"{model.label}: rows of tensor {ref.name} have {math.prod(shape[1:])} numbers and cannot be moved", SAME)
     if ref.rows is not None and not -1 <= min(ref.rows, default=-1) <= max(ref.rows, default=-1) < entry.shape[0]:
         raise ModelError(f"{model.label}: tensor {ref.name} has {entry.shape[0]} rows, row {max(ref.rows)} was asked for", SAME)

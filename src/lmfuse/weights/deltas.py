@@ -6,13 +6,17 @@ Sizes are estimated from every eighth piece of each tensor; that a source equals
 from __future__ import annotations
 
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from lmfuse.merge.affine import SMALLEST
 from lmfuse.merge.piece import Piece
 
 ONE_IN = 8
@@ -41,17 +45,24 @@ class TensorDeltas:
             if self.equal[index] and not torch.equal(source, piece.base):
                 self.equal[index] = False
         if number % ONE_IN == 0:
-            difference, sums = torch.empty_like(piece.base), [float(piece.base.dot(piece.base))]
-            for source in piece.sources:
-                torch.sub(source, piece.base, out=difference)
-                sums.append(float(difference.dot(difference)))
-            self.squares[number] = tuple(sums)
+            difference = torch.empty_like(piece.base)
+            differences = (torch.sub(source, piece.base, out=difference) for source in piece.sources)
+            self.squares[number] = (_square(piece.base), *map(_square, differences))
 
     def record(self) -> dict[str, Any]:
         """Return what was seen, as JSON types: the squared sum of the base, those of the differences, and who equals the base."""
         columns = zip(*(self.squares[number] for number in sorted(self.squares)), strict=True)
         sums = [math.fsum(column) for column in columns] or [0.0] * (self.num_sources + 1)
         return {"base": sums[0], "differences": sums[1:], "equal": self.equal}
+
+
+def _square(values: Float[Tensor, "N"]) -> float:
+    """Return the sum of squares, the largest number if even float64 cannot hold it."""
+    square = float(values.dot(values))
+    if not SMALLEST <= square < math.inf:
+        values = values.double()
+        square = float(values.dot(values))
+    return square if math.isfinite(square) else sys.float_info.max
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from lmfuse.errors import ModelError
 from lmfuse.weights.card import licence_report, merge_card
 from lmfuse.weights.check import check_plan
 from lmfuse.weights.deltas import delta_warnings, relative_sizes
-from lmfuse.weights.files import result_files, template_warnings
+from lmfuse.weights.files import template_warnings
 from lmfuse.weights.layout import index_file, lay_out, num_bytes
+from lmfuse.weights.place import resolved
 from lmfuse.weights.plan import MergePlan, OutputTensor
-from lmfuse.weights.publish import Working, working_folder
+from lmfuse.weights.publish import Working, arithmetic, working_folder
 from lmfuse.weights.read import DTYPES, OpenFiles, in_file_order, read_ahead
 from lmfuse.weights.threads import Crew, usable_cores
 from lmfuse.weights.units import Unit
@@ -57,12 +58,12 @@ class Merged:
 def execute(plan: MergePlan, out: Path, *, threads: int | None = None, progress: Progress | None = None) -> Merged:
     """Merge models into the folder ``out``.
 
-    The bytes depend on the plan alone: not on threads, and not on how often the merge was interrupted. The working folder beside
-    ``out`` cannot be loaded; the same call goes on after the last tensor that was finished there.
+    On one kind of processor the bytes depend on the plan alone: not on threads, and not on how often the merge was interrupted. The
+    working folder beside ``out`` cannot be loaded; the same call goes on after the last tensor that was finished there.
 
     Args:
         plan: what to merge.
-        out: a folder that is not there, or empty, or the result of the same plan.
+        out: a folder that is not there, or empty, or the result of the same plan, which is then compared with its hashes.
         threads: how many; by default as many as there are cores.
         progress: is told of what is written, a few times a second.
 
@@ -71,12 +72,14 @@ def execute(plan: MergePlan, out: Path, *, threads: int | None = None, progress:
         InputError: the plan contradicts itself, ``out`` is taken, or a merged value is too large for its type.
         ModelError: a tensor is missing, misshapen or not finite, or integers differ between models.
         ResourceError: the disk is full.
+        VerificationError: ``out`` is the result of the same plan, but damaged.
     """
     begin = time.monotonic()
     check_plan(plan)
-    files = result_files(plan)
+    files = dict(plan.files)
     tensors = in_file_order(plan)
     shards = lay_out(tensors, plan.max_shard_bytes)
+    out = resolved(out)
     with working_folder(out, plan.key, shards) as working:
         reused = working.manifest is not None
         if not reused:
@@ -90,7 +93,7 @@ def execute(plan: MergePlan, out: Path, *, threads: int | None = None, progress:
     read = sum(num_bytes_read(plan, tensor) for tensor in tensors)
     written = sum(num_bytes(tensor) for tensor in tensors)
     counters = {name: int(count) for name, count in manifest.counters.items()}
-    return Merged(out, tuple(found["warnings"]), counters, found["distances"], read, written, time.monotonic() - begin, reused)
+    return Merged(out, (*found["warnings"], *working.told), counters, found["distances"], read, written, time.monotonic() - begin, reused)
 
 
 def num_bytes_read(plan: MergePlan, tensor: OutputTensor) -> int:
@@ -123,7 +126,14 @@ def _seal(plan: MergePlan, working: Working, weights: Mapping[str, Any], files: 
         for each in plan.models
     ]
     by_label = {plan.models[model].label: float(f"{value:.6g}") for model, value in distances.items()}
-    provenance = {"plan": plan.key, "models": models, "warnings": warnings, "notes": list(plan.notes), "distances": by_label}
+    provenance = {
+        "plan": plan.key,
+        "arithmetic": arithmetic(),
+        "models": models,
+        "warnings": warnings,
+        "notes": list(plan.notes),
+        "distances": by_label,
+    }
     working.seal(weights, files, provenance, counters)
 
 

@@ -25,6 +25,7 @@ OLDER = (  # other forms of the same tokenizer; they know nothing of tokens that
     "vocab.json",
     "vocab.txt",
 )
+COPIED = frozenset((GENERATION, *TEMPLATES, *TOKENIZER, *OLDER))
 SPOKEN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 NOT_OURS = ("_name_or_path", "auto_map", "quantization_config", "transformers_version")
 

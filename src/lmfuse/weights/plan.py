@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from lmfuse.safetensors_header import TensorEntry
 
 FORMAT = 1  # of the bytes that a plan ends in; a change here is another key
 MAX_SHARD_BYTES = 5 * 10**9
+FileState = tuple[int, int, int]  # size, time of the last change in nanoseconds, inode
 RowMap = tuple[int, ...]  # for each row of the result the row of the model, or -1 where the model has none
 
 
@@ -34,6 +37,7 @@ class OpenedModel:
         licence: what its folder says, or ``""``.
         key: a hash of its configuration and weights.
         source: the hub name, or the folder's own name: what may stand in a card.
+        states: what the system said of each weight file when its header was read and it was hashed.
     """
 
     label: str
@@ -42,6 +46,7 @@ class OpenedModel:
     licence: str = ""
     key: str = ""
     source: str = ""
+    states: Mapping[Path, FileState] = field(default_factory=dict)
 
     @cached_property
     def tensors(self) -> Mapping[str, tuple[Path, TensorEntry]]:
@@ -67,7 +72,7 @@ class TensorRef:
         model: index into ``MergePlan.models``.
         name: of the tensor in that model.
         rows: where vocabularies are united: the model's row for each row of the result. A missing row (-1) is the base's; where the
-            base lacks it too, the mean of those sources that have it; where nobody has it, zeros.
+            base lacks it, the row of the result is the mean of those sources that have it, whatever the method; where nobody has it, zeros.
     """
 
     model: int
@@ -158,11 +163,24 @@ class MergePlan:
     max_shard_bytes: int = MAX_SHARD_BYTES
 
     @cached_property
+    def files(self) -> Mapping[str, bytes]:
+        """Return name and content of every file beside the weights, except the card; read once, see ``files.result_files``."""
+        from lmfuse.weights.files import result_files  # which needs this module
+
+        return result_files(self)
+
+    @cached_property
     def key(self) -> str:
-        """Return the hash of everything that can change a byte of the result; paths are no part of it."""
+        """Return the hash of everything that can change a byte of the result; paths are no part of it.
+
+        Raises:
+            ModelError, TokenizerError: see ``files.result_files``.
+        """
+        files = {name: hashlib.sha256(data).hexdigest() for name, data in self.files.items()}
         models = [[each.label, each.source, each.revision, each.licence, each.key] for each in self.models]
         rest = [
             self.tensors,
+            files,
             self.config,
             self.tokenizer_from,
             self.notes,
@@ -183,11 +201,17 @@ def open_model(spec: ModelSpec, cache: Path | None = None) -> OpenedModel:
         ResourceError: the disk is full.
     """
     path = local_folder(spec)
-    checked = check_folder(path)
+    states = {file: file_state(file.stat()) for file in check_folder(path).headers}
+    checked = check_folder(path)  # what is read is not older than its state, so that no change goes unnoticed
     local = Path(spec.model).expanduser().is_dir()
     revision = path.name if not local and re.fullmatch("[0-9a-f]{40}", path.name) else ""
     source = path.resolve().name if local else spec.model
-    return OpenedModel(spec.label, checked, revision, licence_of(path), model_key(checked, cache), source)
+    return OpenedModel(spec.label, checked, revision, licence_of(path), model_key(checked, cache), source, states)
+
+
+def file_state(state: os.stat_result) -> FileState:
+    """Return what tells a file from another that took its place, or from what it was before it was written to."""
+    return state.st_size, state.st_mtime_ns, state.st_ino
 
 
 def open_models(specs: Sequence[ModelSpec], cache: Path | None = None) -> tuple[OpenedModel, ...]:

@@ -11,24 +11,33 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
+import platform
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from lmfuse import __version__
 from lmfuse.artefacts import MANIFEST, FileEntry, Manifest, is_complete, lock, read_manifest, verify
 from lmfuse.disk import full_disk_is_an_error, is_temporary, sync, write_atomic
 from lmfuse.errors import InputError, LmfuseError
 from lmfuse.model_files import SINGLE
+from lmfuse.weights.files import COPIED
 from lmfuse.weights.layout import Shard
 
 KIND = "merged model"
 CONFIG = "config.json"
 JOURNAL = "journal.jsonl"
 WAITING = "config.part"  # what config.json is called until the manifest is written
+AWAY = "move it away, or choose another place"
+OURS = re.compile(  # what merges write, beside the files that they copy
+    r"model(-\d{5}-of-\d{5})?\.(part|safetensors)|model\.safetensors\.index\.json|journal\.jsonl|config\.(part|json)|manifest\.json|README\.md"
+)
 _NOTHING: Mapping[str, Any] = {}
 
 
@@ -43,6 +52,7 @@ class Working:
         shards: the weight files that are written in it.
         records: of tensors that an interrupted merge finished here.
         manifest: of the finished merge; there from the start if this merge was made before.
+        told: what the reader should know of what was found here, in sentences.
     """
 
     path: Path
@@ -51,6 +61,7 @@ class Working:
     shards: Sequence[Shard]
     records: list[Mapping[str, Any]] = field(default_factory=list)
     manifest: Manifest | None = None
+    told: list[str] = field(default_factory=list)
 
     def journal(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Record tensors that are on the disk."""
@@ -93,7 +104,13 @@ def working_folder(out: Path, key: str, shards: Sequence[Shard]) -> Iterator[Wor
     """Give a folder to merge in; when the body has sealed it, it becomes ``out``.
 
     Bad input leaves nothing behind. Other failures, and ``kill -9``, leave the working folder if a tensor was finished, and the same
-    merge goes on there; another merge to the same place removes it.
+    merge goes on there; another merge to the same place removes it and says so, and one on another kind of processor or with other
+    libraries, which round otherwise, does too. Only files of names that merges write are ever removed.
+
+    Args:
+        out: as ``place.resolved`` returns it.
+        key: of the merge.
+        shards: the weight files to write.
 
     Raises:
         BusyError: another process writes the same folder.
@@ -101,6 +118,7 @@ def working_folder(out: Path, key: str, shards: Sequence[Shard]) -> Iterator[Wor
         ResourceError: the disk is full.
         VerificationError: ``out`` is an artefact that is damaged.
     """
+    refuse_taken(out, key, shards)
     partial = out.with_name(f"{out.name}.partial")
     working = Working(partial, out, key, shards)
     with full_disk_is_an_error(out), lock(partial):
@@ -114,11 +132,23 @@ def working_folder(out: Path, key: str, shards: Sequence[Shard]) -> Iterator[Wor
             _publish(partial, out)
         except BaseException as error:
             if isinstance(error, InputError) or not working.records:
-                shutil.rmtree(partial, ignore_errors=True)
+                with suppress(OSError):
+                    _remove(partial)
             raise
 
 
-def _made_before(out: Path, key: str, shards: Sequence[Shard]) -> Manifest | None:
+def refuse_taken(out: Path, key: str, shards: Sequence[Shard]) -> None:
+    """Refuse a place that holds something that this merge would have to replace; hashes are not compared.
+
+    Raises:
+        InputError: ``out`` or the working folder beside it holds something else.
+        VerificationError: ``out`` is an artefact that is damaged.
+    """
+    _made_before(out, key, shards, quick=True)
+    _refuse_foreign(out.with_name(f"{out.name}.partial"), out)
+
+
+def _made_before(out: Path, key: str, shards: Sequence[Shard], *, quick: bool = False) -> Manifest | None:
     """Return the manifest of ``out`` if it is this merge's result, None if the place is free.
 
     Raises:
@@ -130,7 +160,11 @@ def _made_before(out: Path, key: str, shards: Sequence[Shard]) -> Manifest | Non
     if not out.is_dir():
         raise InputError(f"{out} is no folder", "choose another place")
     if (out / MANIFEST).exists():
-        manifest = verify(out, quick=True)
+        manifest = read_manifest(out)
+        if manifest.provenance.get("plan") != key:
+            verify(out, quick=True)
+        elif not quick:
+            verify(out)
         if manifest.provenance.get("plan") == key:
             return manifest
         raise InputError(f"{out} holds another artefact ({manifest.kind})", "choose another place, or remove the folder")
@@ -162,19 +196,55 @@ def _opened(working: Working) -> list[Mapping[str, Any]]:
         InputError: its place is taken by something that is not ours.
     """
     partial = working.path
+    _refuse_foreign(partial, working.out)
     partial.mkdir(exist_ok=True)
-    first, *records = _read_journal(partial) or [_NOTHING]
-    ours = first.get("kind") == KIND or _kind(partial) == KIND or all(is_temporary(path) for path in partial.iterdir())
-    if not ours:
-        raise InputError(f"{partial} is needed to write {working.out} and holds something else", "rename it, or choose another place")
+    found = _read_journal(partial)
+    first, *records = found or [_NOTHING]
+    if not found:
+        write_atomic(partial / JOURNAL, _line({"kind": KIND}))  # whatever kills us from here on, the folder is known as ours
     for name in (CONFIG, MANIFEST):
         (partial / name).unlink(missing_ok=True)
-    if first.get("plan") != working.key or not _parts_are_there(working):
-        shutil.rmtree(partial)
+    mine = {"kind": KIND, "plan": working.key, "arithmetic": arithmetic()}
+    if first != mine or not _parts_are_there(working):
+        if records:
+            whose = "another merge" if first.get("plan") != working.key else f"this merge by {first.get('arithmetic', 'another version')}"
+            working.told.append(f"{len(records)} tensors that {whose} had finished in {partial.name} were thrown away")
+        _remove(partial)
         partial.mkdir()
-        first, records = {"kind": KIND, "plan": working.key}, []
-    write_atomic(partial / JOURNAL, b"".join(_line(line) for line in (first, *records)))
+        records = []
+    write_atomic(partial / JOURNAL, b"".join(_line(line) for line in (mine, *records)))
     return records
+
+
+def arithmetic() -> str:
+    """Return what decides how sums are rounded: the libraries, and which instructions of the processor they use.
+
+    The same merge ends in the same bytes where this is the same.
+    """
+    return f"torch {torch.__version__}, numpy {np.__version__}, {torch.backends.cpu.get_cpu_capability()} on {platform.machine()}"
+
+
+def _refuse_foreign(partial: Path, out: Path) -> None:
+    """Raise InputError if the working folder's place is taken by anything that no merge has written."""
+    taken = f"{partial} is needed to write {out} and"
+    if partial.is_symlink() or (partial.exists() and not partial.is_dir()):
+        raise InputError(f"{taken} is {'a link' if partial.is_symlink() else 'no folder'}", AWAY)
+    if not partial.exists():
+        return
+    names = sorted(path.name for path in partial.iterdir() if not is_temporary(path))
+    ours = not names or KIND in (_kind(partial), *(line.get("kind") for line in _read_journal(partial)[:1]))
+    foreign = [name for name in names if not (OURS.fullmatch(name) or name in COPIED)]
+    if foreign or not ours:
+        raise InputError(f"{taken} holds something else ({(foreign or names)[0]})", AWAY)
+
+
+def _remove(partial: Path) -> None:
+    """Remove a working folder, the journal last: a folder that is half removed is still known as ours; what is not ours stays."""
+    for path in partial.iterdir():
+        if path.name != JOURNAL and (OURS.fullmatch(path.name) or path.name in COPIED or is_temporary(path)):
+            path.unlink()
+    (partial / JOURNAL).unlink(missing_ok=True)
+    partial.rmdir()
 
 
 def _parts_are_there(working: Working) -> bool:
@@ -216,11 +286,11 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _publish(partial: Path, out: Path) -> None:
-    """Remove what the manifest does not name, and rename the folder into its place."""
+    """Remove what of ours the manifest does not name, and rename the folder into its place."""
     keep = {*read_manifest(partial).files, MANIFEST}
     for path in partial.iterdir():
-        if path.name not in keep:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        if path.name not in keep and (OURS.fullmatch(path.name) or path.name in COPIED or is_temporary(path)):
+            path.unlink()
     sync(partial)
     try:
         os.rename(partial, out)

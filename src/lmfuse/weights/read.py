@@ -20,8 +20,9 @@ from torch import Tensor
 
 from lmfuse.errors import ModelError
 from lmfuse.merge.piece import Piece
-from lmfuse.weights.plan import MergePlan, OpenedModel, OutputTensor, TensorRef
+from lmfuse.weights.plan import FileState, MergePlan, OpenedModel, OutputTensor, TensorRef, file_state
 
+AGAIN = "let nothing write to the models, and merge again"
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -86,28 +87,43 @@ class OpenTensor:
         """Return the sources, then the base if there is one."""
         return self.sources if self.base is None else (*self.sources, self.base)
 
+    @property
+    def rows_without_base(self) -> int:
+        """Return how many rows a source has and the base has not: no method decides on them, they are the mean of those who have them."""
+        if self.base is None or self.base.rows is None:
+            return 0
+        had = torch.stack([torch.ones_like(self.base.rows, dtype=torch.bool) if e.rows is None else e.rows >= 0 for e in self.sources])
+        return int((had.any(0) & (self.base.rows < 0)).sum())
+
 
 class OpenFiles:
     """The weight files of some models, mapped into memory."""
 
     def __init__(self, models: Sequence[OpenedModel]) -> None:
         self._models = models
-        self._bytes: dict[Path, UInt8[Tensor, B]] = {}
-        self._states: dict[Path, tuple[int, int]] = {}
+        self._bytes: dict[Path, UInt8[Tensor, "B"]] = {}
+        self._states: dict[Path, FileState] = {}
 
-    def _open(self, path: Path) -> UInt8[Tensor, B]:
+    def _open(self, model: OpenedModel, path: Path) -> UInt8[Tensor, "B"]:
         if path not in self._bytes:
             with path.open("rb") as file, warnings.catch_warnings():
+                state = file_state(os.fstat(file.fileno()))
+                if model.states.get(path, state) != state:
+                    raise ModelError(f"{path} was changed after it was checked", AGAIN)
                 warnings.filterwarnings("ignore", message="The given buffer is not writable")  # nobody writes to it
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                 self._bytes[path] = torch.frombuffer(mapped, dtype=torch.uint8)
-                self._states[path] = _state(path)
+                self._states[path] = state
         return self._bytes[path]
 
-    def data(self, model: int, name: str) -> UInt8[Tensor, B]:
-        """Return the bytes of a tensor."""
+    def data(self, model: int, name: str) -> UInt8[Tensor, "B"]:
+        """Return the bytes of a tensor.
+
+        Raises:
+            ModelError: its file is not the one that was checked when the model was opened.
+        """
         path, entry = self._models[model].tensors[name]
-        return self._open(path)[entry.start : entry.stop]
+        return self._open(self._models[model], path)[entry.start : entry.stop]
 
     def tensor(self, output: OutputTensor) -> OpenTensor:
         """Open what a tensor of the result is made of."""
@@ -124,13 +140,8 @@ class OpenFiles:
     def refuse_changed(self) -> None:
         """Raise ModelError if a file was written to since it was opened."""
         for path, state in self._states.items():
-            if _state(path) != state:
-                raise ModelError(f"{path} was changed while it was read", "let nothing write to the models, and merge again")
-
-
-def _state(path: Path) -> tuple[int, int]:
-    state = path.stat()
-    return state.st_size, state.st_mtime_ns
+            if file_state(path.stat()) != state:
+                raise ModelError(f"{path} was changed while it was read", AGAIN)
 
 
 class Reader:
@@ -157,15 +168,20 @@ class Reader:
 
 
 def _fill(rows: Float[Tensor, "C R D"], has: Sequence[Bool[Tensor, "R"] | None], *, has_base: bool) -> None:
-    """Fill the rows that a model lacks, in place: with the base's, else the mean of those sources that have it, else zeros."""
+    """Fill the rows that a model lacks, in place: with the base's, without a base with the mean of those sources that have it.
+
+    A row that the base lacks is that mean in all models, zeros where nobody has it: there is nothing to take differences from, and what
+    is the same everywhere is what every method returns.
+    """
     known = torch.stack([torch.ones(rows.shape[1], dtype=torch.bool) if each is None else each for each in has])
     count = len(rows) - has_base
     having = known[:count].sum(0)
     rows[~known] = 0
     mean = rows[:count].sum(0) / having.clamp(min=1).unsqueeze(1)
     if has_base:
-        rows[count] = torch.where(known[count].unsqueeze(1), rows[count], mean)
-        mean = rows[count]
+        without_base = ~known[count]
+        rows[:, without_base] = mean[without_base]
+        known[:, without_base], mean = True, rows[count]
     rows[:count] = torch.where(known[:count].unsqueeze(2), rows[:count], mean)
 
 

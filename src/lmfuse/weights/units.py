@@ -65,7 +65,8 @@ class Unit:
         self.name, self.tensors, self._saw = name, tensors, saw
         self.counters: Counter[str] = Counter()
         self.deltas = [TensorDeltas(len(tensor.sources)) for tensor in tensors]
-        self._places = [Place(t, n, *cut) for t, tensor in enumerate(tensors) for n, cut in enumerate(cuts(tensor.output.shape))]
+        rows = tensors[0].output.method.needs_rows
+        self._places = [Place(t, n, *cut) for t, tensor in enumerate(tensors) for n, cut in enumerate(cuts(tensor.output.shape, rows))]
         self._finished = [tensor.output.name in finished for tensor in tensors]
         self._left = Counter(place.tensor for place in self._places)
         self._seen = bytearray(len(self._places))
@@ -90,6 +91,8 @@ class Unit:
         elements = sum(place.stop - place.start for place in self._places)
         names, shapes = tuple(each.name for each in outputs), tuple(each.shape for each in outputs)
         about = About(names, shapes, len(outputs[0].sources), elements, self.counters)
+        if without := sum(tensor.rows_without_base for tensor in self.tensors):
+            self.counters["rows_without_base"] = without
         self._generator = outputs[0].method.start(about)
         self._step = self._next(None)
 

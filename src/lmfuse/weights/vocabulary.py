@@ -43,7 +43,7 @@ class Tokens:
 def unite_vocabularies(models: Sequence[OpenedModel], ground: int = 0, *, union: bool = True) -> UnitedVocabulary:
     """Return one vocabulary for several models: the ground's, with the added tokens that others have at its end.
 
-    A row that a model lacks is the base's; where the base lacks it too, the mean of those sources that have it.
+    A row that a model lacks is the base's; a row that the base lacks is the mean of those sources that have it.
 
     Args:
         models: opened.
@@ -72,7 +72,13 @@ def unite_vocabularies(models: Sequence[OpenedModel], ground: int = 0, *, union:
 
 
 def _all_tokens(models: Sequence[OpenedModel], ground: int) -> list[Tokens] | None:
-    """Return every model's tokens, None where no model has a ``tokenizer.json``; a model without one is taken to have the ground's."""
+    """Return every model's tokens, None where no model has a ``tokenizer.json``.
+
+    A model without tokenizer files is taken to have the ground's tokens if it has as many rows.
+
+    Raises:
+        TokenizerError: it has more or fewer; or a tokenizer cannot be read.
+    """
     if not any((model.folder.path / "tokenizer.json").is_file() for model in models):
         return None
     first = _tokens(models[ground])
@@ -82,6 +88,11 @@ def _all_tokens(models: Sequence[OpenedModel], ground: int) -> list[Tokens] | No
         if index == ground:
             found.append(first)
         elif silent:
+            if _num_rows(model) != first.num_rows:
+                raise TokenizerError(
+                    f"{model.label}: embedding of {_num_rows(model)} rows, {first.label} has {first.num_rows}, and no tokenizer says why",
+                    f"copy the tokenizer files of {model.label} into its folder",
+                )
             found.append(Tokens(model.label, first.ids, first.added, _num_rows(model)))
         else:
             found.append(_tokens(model))
@@ -196,7 +207,7 @@ def _report(
         cut = each.num_rows - len({row for row in row_map if row >= 0})
         lines.append(
             f"{each.label}: {each.num_rows} rows; {moved} moved, {cut} left out, {filled} filled in "
-            "(from the base, else the mean of the sources that have them)."
+            "(from the base; a row that the base lacks is the mean of the sources that have it)."
         )
     return tuple(lines)
 
