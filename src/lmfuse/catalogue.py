@@ -16,6 +16,13 @@ from pydantic import Field
 from lmfuse.align.byte_law import ByteLaw
 from lmfuse.align.dtw import Dtw
 from lmfuse.align.join import Join
+from lmfuse.decode.byte_mixture import ByteMixture
+from lmfuse.decode.cool import Cool
+from lmfuse.decode.cool_rerank import CoolRerank
+from lmfuse.decode.pack_llm import PackLLM
+from lmfuse.decode.rerank import Rerank
+from lmfuse.decode.safe import Safe
+from lmfuse.decode.unite import Unite
 from lmfuse.errors import InputError, did_you_mean
 from lmfuse.fuse.avg_ce import AvgCE
 from lmfuse.fuse.min_ce import MinCE
@@ -47,6 +54,7 @@ MergeMethod = Annotated[
     Linear | Slerp | MultiSlerp | Karcher | TaskArithmetic | Ties | Dare | Della | ModelStock | Varm | Sce | Passthrough,
     Field(discriminator="name"),
 ]
+DecodeMethod = Annotated[Cool | Rerank | CoolRerank | ByteMixture | Unite | PackLLM | Safe, Field(discriminator="name")]
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,7 @@ FAMILIES = tuple(
         ("fuse", FuseMethod, "Which source's distribution teaches a token, or what blend of them?"),
         ("loss", LossMethod, "How far is the student from the fused distribution?"),
         ("merge", MergeMethod, "How do several models of one architecture become one, weight by weight?"),
+        ("decode", DecodeMethod, "How do several models write one text, without training?"),
     )
 )
 

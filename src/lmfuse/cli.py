@@ -214,6 +214,101 @@ def demo(
     embedded.run(out, cache)
 
 
+ModelsOption = Annotated[
+    list[str], typer.Option(help="A model: folder or hub name; once for each, the reference model first.", show_default=False)
+]
+SetOption = Annotated[Optional[list[str]], typer.Option("--set", help="A parameter of the method, as length=8.", show_default=False)]  # noqa: UP045
+DeviceOption = Annotated[list[str] | None, typer.Option(help="auto, cpu, cuda:1; one for all, or one for each model.", show_default=False)]
+
+
+@app.command()
+def generate(
+    models: ModelsOption,
+    prompt: Annotated[str | None, typer.Option(help="What to go on with, or with a chat template to answer.", show_default=False)] = None,
+    file: Annotated[Optional[Path], typer.Option(help="JSON lines of prompts instead; needs --out.", show_default=False)] = None,  # noqa: UP045
+    out: Annotated[
+        Path | None, typer.Option(help="With --file: the file to write. Running it again continues.", show_default=False)
+    ] = None,
+    method: Annotated[str, typer.Option(help="How they write together; `lmfuse methods` lists the ways.")] = "cool",
+    settings: SetOption = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Show every passage with its author, all proposals and their scores.")] = False,
+    system: Annotated[str, typer.Option(help="A system message.", show_default=False)] = "",
+    chat_template: Annotated[str, typer.Option(help="none, own, openchat, or the path of a jinja file.")] = "none",
+    max_bytes: Annotated[int, typer.Option(min=1, help="Of a text.")] = 4096,
+    max_tokens: Annotated[Optional[int], typer.Option(min=1, help="Of a text, of the reference model.", show_default=False)] = None,  # noqa: UP045
+    stop: Annotated[Optional[list[str]], typer.Option(help="A string that ends a text; once for each.", show_default=False)] = None,  # noqa: UP045
+    temperature: Annotated[float, typer.Option(min=0, help="0: the likeliest token each time.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens of this probability together.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or float16.")] = "bfloat16",
+    device: DeviceOption = None,
+) -> None:
+    """Let several models, whatever their tokenizers, write one text together, without training."""
+    from lmfuse import generate_command as command
+
+    together = command.Together(tuple(models), method, tuple(settings or ()), chat_template, dtype, tuple(device or ("auto",)))
+    how = command.make_settings(
+        max_bytes=max_bytes, max_tokens=max_tokens, stop=tuple(stop or ()), temperature=temperature, top_p=top_p, seed=seed
+    )
+    command.generate(together, how, prompt=prompt, file=file, out=out, system=system, explain=explain)
+
+
+@app.command()
+def chat(
+    models: ModelsOption,
+    method: Annotated[str, typer.Option(help="How they write together; `lmfuse methods` lists the ways.")] = "cool",
+    settings: SetOption = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Show every passage with its author, all proposals and their scores.")] = False,
+    system: Annotated[str, typer.Option(help="A system message.", show_default=False)] = "",
+    chat_template: Annotated[str, typer.Option(help="own, openchat, or the path of a jinja file.")] = "own",
+    max_bytes: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 4096,
+    temperature: Annotated[float, typer.Option(min=0, help="0: the likeliest token each time.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or float16.")] = "bfloat16",
+    device: DeviceOption = None,
+) -> None:
+    """Talk with several models that answer as one; /new begins again, an empty input ends, Ctrl-C ends an answer."""
+    from lmfuse import generate_command as command
+
+    together = command.Together(tuple(models), method, tuple(settings or ()), chat_template, dtype, tuple(device or ("auto",)))
+    command.chat(together, command.make_settings(max_bytes=max_bytes, temperature=temperature, seed=seed), system=system, explain=explain)
+
+
+@app.command()
+def serve(
+    models: ModelsOption,
+    method: Annotated[str, typer.Option(help="How several write together; `lmfuse methods` lists the ways.")] = "cool",
+    settings: SetOption = None,
+    name: Annotated[str, typer.Option(help="What they are called together; default: lmfuse.", show_default=False)] = "",
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0: all of this machine's.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait for a model; more are sent away.")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of one answer, of the reference model.")] = 4096,
+    max_prompt_bytes: Annotated[int, typer.Option(min=1, help="Of the texts of one prompt.")] = 262_144,
+    max_seconds: Annotated[float, typer.Option(min=0.001, help="Of writing one answer.")] = 300.0,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="Where a request names none; 0: the likeliest token each time.")] = 0.0,
+    api_key_file: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A file with the key that clients must show; default: $LMFUSE_API_KEY, or none.", show_default=False),
+    ] = None,
+    chat_template: Annotated[str, typer.Option(help="own, openchat, the path of a jinja file, or none: completions only.")] = "own",
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or float16.")] = "bfloat16",
+    device: DeviceOption = None,
+) -> None:
+    """Serve models, together and each alone: OpenAI's API with who wrote what, and a chat page. Ends at Ctrl-C."""
+    from lmfuse.serve import check_installed
+
+    check_installed()
+    from lmfuse.generate_command import parse_method
+    from lmfuse.serve import command
+    from lmfuse.serve.intake import Limits
+
+    limits = Limits(prompt_bytes=max_prompt_bytes, max_tokens=max_tokens, seconds=max_seconds)
+    loading = command.Loading(tuple(models), chat_template, dtype, tuple(device or ("auto",)))
+    serving = command.Serving(parse_method(method, settings or ()), name, host, port, queue, limits, temperature, api_key_file)
+    command.serve(loading, serving, lambda line: typer.echo(line, err=True))
+
+
 def main() -> None:
     """Run the command line; turn our errors into two lines and the documented exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

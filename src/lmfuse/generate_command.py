@@ -1,0 +1,251 @@
+"""``lmfuse generate`` and ``lmfuse chat``: names of models in, a text on the terminal or a file of texts out."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pydantic import BaseModel, ValidationError, create_model
+from rich.console import Console as RichConsole
+from rich.text import Text
+
+from lmfuse.catalogue import DecodeMethod
+from lmfuse.console import Console
+from lmfuse.errors import InputError, did_you_mean
+from lmfuse.generate import FusedWriter
+from lmfuse.generate_batch import read_tasks, write_batch
+from lmfuse.models import ModelSpec, load_model, pick_device
+from lmfuse.schema_errors import problems
+from lmfuse.types import Segment
+from lmfuse.writing import Finish, Passage, Prompt, Writer, WritingSettings
+from lmfuse.yaml_strict import load_yaml
+
+COLOURS = ("green", "cyan", "magenta", "yellow", "blue", "red")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class _Method(BaseModel):
+    method: DecodeMethod
+
+
+@dataclass(frozen=True)
+class Together:
+    """Which models write, and how.
+
+    Attributes:
+        models: folders or hub names, the reference model first.
+        method: a method's name.
+        parameters: its parameters, as ``name=value`` in YAML.
+        chat_template: how they read conversations; ``none``: prompts are plain text to go on with.
+        dtype: of the weights.
+        devices: one for all, or one for each.
+    """
+
+    models: tuple[str, ...]
+    method: str = "cool"
+    parameters: tuple[str, ...] = ()
+    chat_template: str = "none"
+    dtype: str = "bfloat16"
+    devices: tuple[str, ...] = ("auto",)
+
+
+def parse_method(name: str, parameters: Sequence[str]) -> Any:
+    """Return a method of the ``decode`` family.
+
+    >>> parse_method("cool", ["length=3", "weights=[2, 1]"]).weights
+    (2.0, 1.0)
+
+    Raises:
+        InputError: no such method or parameter, or an impossible value.
+    """
+    values: dict[str, Any] = {"name": name}
+    for parameter in parameters:
+        key, equals, text = parameter.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set {parameter}: expected name=value", "for example --set length=8, --set weights=[2, 1]")
+        values[key] = load_yaml(text, f"--set {key}")
+    try:
+        return _Method.model_validate({"method": values}).method
+    except ValidationError as error:
+        raise InputError(problems(error, _Method), "`lmfuse methods` lists methods, `lmfuse methods NAME` their parameters") from None
+
+
+def make_settings(**values: Any) -> WritingSettings:
+    """Return settings.
+
+    Raises:
+        InputError: an impossible value.
+    """
+    try:
+        return WritingSettings(**values)
+    except ValidationError as error:
+        raise InputError(problems(error, create_model("Settings", settings=(WritingSettings, ...)))) from None
+
+
+def load_writer(together: Together) -> FusedWriter:
+    """Load models that write together.
+
+    Raises:
+        InputError: a name twice, an unknown method, type or device; or see ``load_model``.
+        ModelError, TokenizerError, ResourceError: see ``load_model``.
+    """
+    method = parse_method(together.method, together.parameters)
+    if together.dtype not in DTYPES:
+        raise InputError(f"--dtype: {did_you_mean(together.dtype, DTYPES)}")
+    devices = together.devices * len(together.models) if len(together.devices) == 1 else together.devices
+    if not together.models or len(devices) != len(together.models):
+        raise InputError(
+            f"{len(together.models)} models on {len(devices)} devices", "give --models for each, and one --device or one for each"
+        )
+    dtype = cast(Literal["float32", "bfloat16", "float16"], together.dtype)
+    specs = [ModelSpec(model, dtype=dtype, chat_template=together.chat_template) for model in together.models]
+    short = [spec.label for spec in specs]
+    labels = [label if short.count(label) == 1 else spec.model for label, spec in zip(short, specs, strict=True)]
+    if len(set(labels)) < len(labels):
+        raise InputError(f"--models: {', '.join(labels)}", "name each model once")
+    loaded = [load_model(spec, pick_device(device)) for spec, device in zip(specs, devices, strict=True)]
+    return FusedWriter(loaded, labels, method)
+
+
+class Printer:
+    """Shows passages as they come: coloured by author on a terminal, the bare text elsewhere."""
+
+    def __init__(self, labels: Sequence[str], *, explain: bool, file: Any = None) -> None:
+        """Prepare; with ``explain`` every passage has a line of its own, with all proposals and scores."""
+        self.colours = {label: COLOURS[place % len(COLOURS)] for place, label in enumerate(labels)}
+        self.explain, self.file = explain, file or sys.stdout
+        self.rich = RichConsole(file=self.file, highlight=False, soft_wrap=True)
+
+    def show(self, written: Iterable[Passage | Finish]) -> str:
+        """Print a text; return it."""
+        said = ""
+        for each in written:
+            if isinstance(each, Finish):
+                self._end(each)
+            else:
+                said += each.text
+                self._passage(each)
+        return said
+
+    def _passage(self, passage: Passage) -> None:
+        colour = self.colours.get(passage.author, "default")
+        if not self.explain:
+            if self.rich.is_terminal:
+                self.rich.print(Text(visible(passage.text), style=colour), end="")
+            else:
+                self.file.write(passage.text)
+            self.file.flush()
+            return
+        line = Text(f"{passage.author:>16}  ", style=colour) + Text(repr(passage.text), style=colour)
+        proposals = [
+            f"{label} {passage.candidates.get(label, '')!r}" + (f" {passage.scores[label]:.3f}" if label in passage.scores else "")
+            for label in dict.fromkeys([*passage.candidates, *passage.scores])
+        ]
+        self.rich.print(line + Text(("   " + "; ".join(proposals)) if passage.scores else "", style="dim"))
+
+    def _end(self, finish: Finish) -> None:
+        if not self.explain:
+            self.rich.print()
+        if self.explain or self.rich.is_terminal:
+            line = Text("  ").join(Text(label, style=colour) for label, colour in self.colours.items())
+            tokens = ", ".join(f"{count:,}" for count in finish.usage.tokens.values())
+            self.rich.print(line + Text(f"   {finish.reason}; {finish.usage.text_bytes:,} bytes; tokens: {tokens}", style="dim"))
+
+
+def visible(text: str) -> str:
+    r"""Return a text without characters that steer a terminal: a model may write anything.
+
+    >>> visible("a\x1b[31mb\tc\n")
+    'a�[31mb\tc\n'
+    """
+    return "".join("�" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
+
+
+def prompt_of(text: str, system: str, chat_template: str) -> Prompt:
+    """Return a prompt: plain text where there is no chat template, else a user's message.
+
+    Raises:
+        InputError: a system message without a chat template.
+    """
+    if chat_template == "none":
+        if system:
+            raise InputError("--system: a system message needs a chat template", "add --chat-template own")
+        return text
+    return [*([Segment(system, "system", trained=False)] if system else []), Segment(text, "user", trained=False)]
+
+
+def generate(
+    together: Together, settings: WritingSettings, *, prompt: str | None, file: Path | None, out: Path | None, system: str, explain: bool
+) -> None:
+    """Write one text to the terminal, or one for each line of a file.
+
+    Raises:
+        InputError: not exactly one of ``prompt`` and ``file``, ``file`` without ``out`` or the reverse; or see ``load_writer``.
+        BusyError, ResourceError: see ``write_batch``.
+    """
+    if (prompt is None) == (file is None) or (file is None) != (out is None):
+        raise InputError("generate: give --prompt, or --file and --out")
+    if file is None or out is None:
+        said = prompt_of(prompt or "", system, together.chat_template)
+        writer = load_writer(together)
+        Printer(writer.models, explain=explain).show(writer.write(said, settings))
+        return
+    tasks = read_tasks(file, chat=together.chat_template != "none", system=system)
+    writer, console = load_writer(together), Console()
+    with console.task(f"{len(tasks):,} texts by {', '.join(writer.models)}", len(tasks)) as advance:
+        counters = write_batch(writer, tasks, settings, out, advance)
+    console.say(", ".join(f"{name} {count:,}" for name, count in counters.items()) + f"; written to {out}")
+
+
+def chat(together: Together, settings: WritingSettings, *, system: str, explain: bool) -> None:
+    """Talk on the terminal until the input ends.
+
+    Raises:
+        InputError: no chat template; or see ``load_writer``.
+    """
+    if together.chat_template == "none":
+        raise InputError("chat: a conversation needs a chat template", "--chat-template own or openchat")
+    writer = load_writer(together)
+
+    def ask() -> str | None:
+        try:
+            return input("> ") or None
+        except EOFError:
+            return None
+
+    converse(writer, settings, Printer(writer.models, explain=explain), system, ask)
+
+
+def converse(writer: Writer, settings: WritingSettings, printer: Printer, system: str, ask: Callable[[], str | None]) -> list[Segment]:
+    """Talk: ask for a message, print the answer, and so on until there is none; ``/new`` begins again. Return the conversation.
+
+    An interrupt ends the answer, what was said of it stays.
+    """
+    first = [Segment(system, "system", trained=False)] if system else []
+    messages = list(first)
+    while (said := ask()) is not None:
+        if said.strip() == "/new":
+            messages = list(first)
+        elif said.strip():
+            messages.append(Segment(said, "user", trained=False))
+            messages.append(Segment(_answer(writer, messages, settings, printer), "assistant", trained=False))
+    return messages
+
+
+def _answer(writer: Writer, messages: list[Segment], settings: WritingSettings, printer: Printer) -> str:
+    heard: list[str] = []
+
+    def listened() -> Iterator[Passage | Finish]:
+        for each in writer.write(messages, settings, lambda: False):
+            heard.extend([each.text] if isinstance(each, Passage) else [])
+            yield each
+
+    try:
+        printer.show(listened())
+    except KeyboardInterrupt:
+        printer.rich.print()
+    return "".join(heard)

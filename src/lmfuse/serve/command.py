@@ -1,0 +1,124 @@
+"""``lmfuse serve``: names of models in, a server until a signal comes. Whatever can be wrong is found before a weight is read."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from lmfuse.errors import InputError, did_you_mean
+from lmfuse.generate import FusedWriter
+from lmfuse.models import LanguageModel, ModelSpec, load_model, pick_device
+from lmfuse.serve.app import create_app
+from lmfuse.serve.gate import Access
+from lmfuse.serve.intake import Limits
+from lmfuse.serve.server import KEY_VARIABLE, address_of, bind, read_key, run
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Which models, and how to hold them.
+
+    Attributes:
+        models: folders or hub names, the reference model first.
+        chat_template: how they read conversations; ``none``: they continue plain text only.
+        dtype: of the weights.
+        devices: one for all, or one for each.
+    """
+
+    models: tuple[str, ...]
+    chat_template: str = "own"
+    dtype: str = "bfloat16"
+    devices: tuple[str, ...] = ("auto",)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in get_args(Dtype):
+            raise InputError(f"--dtype: {did_you_mean(self.dtype, get_args(Dtype))}")
+        if len(self.devices) not in (1, len(self.models)):
+            raise InputError(f"{len(self.models)} models on {len(self.devices)} devices", "give one --device, or one for each model")
+
+    def load(self) -> list[LanguageModel]:
+        """Load them.
+
+        Raises:
+            InputError, ModelError, TokenizerError, ResourceError: see ``load_model``.
+        """
+        devices = self.devices * len(self.models) if len(self.devices) == 1 else self.devices
+        specs = [ModelSpec(model, dtype=_dtype(self.dtype), chat_template=self.chat_template) for model in self.models]
+        return [load_model(spec, pick_device(device)) for spec, device in zip(specs, devices, strict=True)]
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How they are served, and to whom.
+
+    Attributes:
+        method: how they write together; a member of the ``decode`` family, None: the default one.
+        name: of all together; one model alone has its own label unless it is given.
+        places: how many requests may wait for each.
+        temperature: where a request names none.
+        key_file: whose content clients must show; None: that of ``LMFUSE_API_KEY``, if there is one.
+    """
+
+    method: Any = None
+    name: str = ""
+    host: str = "127.0.0.1"
+    port: int = 8000
+    places: int = 64
+    limits: Limits = field(default_factory=Limits)
+    temperature: float = 0.0
+    key_file: Path | None = None
+
+
+def serve(loading: Loading, serving: Serving, say: Callable[[str], None]) -> None:
+    """Load models and serve them until a signal comes: several together under one name, and each alone under its own.
+
+    Args:
+        say: shows a line to whoever started it.
+
+    Raises:
+        InputError: an address, a key, or names that cannot be used; or see ``load_model``.
+        ModelError, TokenizerError, ResourceError: see ``load_model``.
+    """
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    labels = labels_of(loading.models)
+    together = serving.name or (labels[0] if len(labels) == 1 else "lmfuse")
+    if len(labels) > 1 and together in labels:
+        raise InputError(f"--name {together}: a model is called so", hint="another name for all of them together")
+    key = read_key(serving.key_file)
+    listener, loopback = bind(serving.host, serving.port)
+    with listener:
+        if not loopback and key is None:
+            say(f"warning: whoever reaches {serving.host} can use this server: it has no API key (${KEY_VARIABLE} or --api-key-file)")
+        models = loading.load()
+        alone = [FusedWriter([model], [label], name=label) for model, label in zip(models, labels, strict=True)] if len(models) > 1 else []
+        writers = [FusedWriter(models, labels, serving.method, name=together), *alone]
+        access = Access(key, loopback)
+        app = create_app(writers, places=serving.places, limits=serving.limits, temperature=serving.temperature, access=access)
+        names, address = ", ".join(writer.name for writer in writers), address_of(listener)
+        run(app, listener, started=lambda: say(f"{names}: chat at {address}, OpenAI's API at {address}/v1; Ctrl-C ends it"))
+
+
+def labels_of(models: Sequence[str]) -> tuple[str, ...]:
+    """Return what models are called: the last part of their names, or all of it where that is not enough to tell them apart.
+
+    Raises:
+        InputError: no model, or one twice.
+
+    >>> labels_of(["org/a", "x/b", "y/b"])
+    ('a', 'x/b', 'y/b')
+    """
+    short = [ModelSpec(model).label for model in models]
+    found = tuple(label if short.count(label) == 1 else model for label, model in zip(short, models, strict=True))
+    if not found or len(set(found)) < len(found):
+        raise InputError(f"--models: {', '.join(found) or 'none'}", hint="give at least one, and each once")
+    return found
+
+
+def _dtype(name: str) -> Dtype:
+    return next(known for known in get_args(Dtype) if known == name)
