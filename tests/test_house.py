@@ -13,6 +13,7 @@ GROUND = ("errors", "types", "__init__")
 EDGE = (
     "catalogue",
     "answers",
+    "generate_batch",
     "generate_command",
     "arms",
     "recipe",

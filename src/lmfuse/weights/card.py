@@ -36,8 +36,8 @@ COUNTED = {  # what a counter means, for so many of something
 def sentence(counter: str, count: int) -> str:
     """Return what a counter of fallbacks says.
 
-    >>> sentence("varm_no_change", 2)
-    '2 units of tensors were the base\'s in all sources, which weigh the same then (varm_no_change)'
+    >>> sentence("karcher_zero_tensor", 2)
+    '2 units of tensors held zeros only: averaged (karcher_zero_tensor)'
     """
     if counter == "rows_without_base":
         return f"{count:,} rows are of tokens that the base lacks: each is the mean of the sources that have it (rows_without_base)"
