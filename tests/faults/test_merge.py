@@ -68,12 +68,13 @@ def refuse_loadable(place):
 execute(plan, root / "undisturbed" / "out", threads=1)
 expected = contents(root / "undisturbed" / "out")
 assert [name for name in expected if name.startswith("model-00002-of-")], sorted(expected)
-resumed = point = 0
+resumed = point = kills = 0
 if what == "again":
     out = root / "again" / "out"
     point = 20
     while killed_at(point, out):
         refuse_loadable(out.parent)
+        kills += 1
         point += 5
     assert contents(out) == expected
     assert [each.name for each in out.parent.iterdir()] == ["out"]
@@ -83,7 +84,12 @@ else:
     start, end = (12, touches - 40) if what == "everywhere" else (0, touches)  # the steps to and from the merge itself one by one
     for point in [*range(start), *range(start, end, 9), *range(end, touches - 5)]:
         out = root / str(point) / "out"
-        assert killed_at(point, out) or point > touches - 10
+        if not killed_at(point, out):  # the journal is flushed by the clock, so a run may have fewer steps than the one that was counted
+            assert point > end - 60, f"no kill at touch {point} of {touches}"
+            assert contents(out) == expected
+            shutil.rmtree(out.parent)
+            continue
+        kills += 1
         refuse_loadable(out.parent)
         journal = out.with_name("out.partial") / "journal.jsonl"
         resumed += journal.exists() and len(journal.read_bytes().splitlines()) > 1
@@ -91,7 +97,7 @@ else:
         assert contents(out) == expected, f"after a kill at touch {point}"
         assert [each.name for each in out.parent.iterdir()] == ["out"], point
         shutil.rmtree(out.parent)
-print(json.dumps({"points": point, "resumed": resumed}))
+print(json.dumps({"points": point, "kills": kills, "resumed": resumed}))
 """
 
 
@@ -105,7 +111,7 @@ def work(what, tmp_path) -> dict[str, int]:
 
 def test_killed_anywhere_then_run_again(tmp_path):
     found = work("everywhere", tmp_path)
-    assert found["points"] > 60
+    assert found["kills"] > 25
     assert found["resumed"] > 5  # kills after which finished tensors were found and kept
 
 

@@ -89,4 +89,4 @@ print(most - before)
         pytest.skip("needs Linux to see anonymous memory")
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout.split()[-1]) < 13
+    assert float(done.stdout.split()[-1]) < 25
