@@ -144,7 +144,7 @@ def main() -> None:
                 "setting": setting,
                 "machine": machine,
                 "commit": commit,
-                "command": " ".join(sys.argv),
+                "command": " ".join(["python -m benchmarks.collecting", *sys.argv[1:]]),
             }
         )
     )

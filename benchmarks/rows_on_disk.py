@@ -158,7 +158,7 @@ def main() -> None:
                 "k": given.k,
                 "machine": machine,
                 "commit": commit,
-                "command": " ".join(sys.argv),
+                "command": " ".join(["python -m benchmarks.rows_on_disk", *sys.argv[1:]]),
             }
         )
     )
