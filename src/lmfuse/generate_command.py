@@ -18,6 +18,7 @@ from lmfuse.console import Console
 from lmfuse.errors import InputError, did_you_mean
 from lmfuse.generate import FusedWriter
 from lmfuse.generate_batch import read_tasks, write_batch
+from lmfuse.model_files import told_apart
 from lmfuse.models import ModelSpec, load_model, pick_device
 from lmfuse.schema_errors import problems
 from lmfuse.types import Segment
@@ -103,8 +104,7 @@ def load_writer(together: Together) -> FusedWriter:
         )
     dtype = cast(Literal["float32", "bfloat16", "float16"], together.dtype)
     specs = [ModelSpec(model, dtype=dtype, chat_template=together.chat_template) for model in together.models]
-    short = [spec.label for spec in specs]
-    labels = [label if short.count(label) == 1 else spec.model for label, spec in zip(short, specs, strict=True)]
+    labels = told_apart(together.models)
     if len(set(labels)) < len(labels):
         raise InputError(f"--models: {', '.join(labels)}", "name each model once")
     loaded = [load_model(spec, pick_device(device)) for spec, device in zip(specs, devices, strict=True)]

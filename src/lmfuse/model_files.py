@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field, replace
 from difflib import get_close_matches
@@ -52,6 +52,16 @@ class ModelSpec:
         'SmolLM2-135M'
         """
         return self.name or Path(self.model).name
+
+
+def told_apart(models: Sequence[str]) -> tuple[str, ...]:
+    """Return what models are called beside each other: the last part of their names, or all of it where that is not enough.
+
+    >>> told_apart(["org/a", "x/b", "y/b"])
+    ('a', 'x/b', 'y/b')
+    """
+    short = [ModelSpec(model).label for model in models]
+    return tuple(label if short.count(label) == 1 else model for label, model in zip(short, models, strict=True))
 
 
 @plain_dataclass(frozen=True)

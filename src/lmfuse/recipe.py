@@ -23,7 +23,7 @@ from lmfuse.models import ModelSpec
 from lmfuse.schema_errors import problems
 from lmfuse.text import TextSpec
 from lmfuse.train.settings import Training
-from lmfuse.yaml_strict import dump_yaml, load_yaml
+from lmfuse.yaml_strict import dump_yaml, read_yaml
 
 NonNegative = Annotated[float, Field(ge=0, le=1)]
 
@@ -211,12 +211,4 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         RecipeError: the file is missing, not UTF-8, not plain YAML, or not a recipe.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RecipeError(f"no recipe at {path}", hint="give the path of a .yaml file") from None
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: not UTF-8 at byte {error.start}", hint="save the recipe as UTF-8") from None
-    except OSError as error:
-        raise RecipeError(f"{path}: {error.strerror}", hint="give the path of a .yaml file") from None
-    return parse_recipe(load_yaml(text, str(path)), str(path))
+    return parse_recipe(read_yaml(path), str(path))

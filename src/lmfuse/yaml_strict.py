@@ -7,6 +7,7 @@ Against YAML 1.1 as PyYAML reads it: ``1e-5`` is a number (there a string); ``no
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -82,3 +83,20 @@ def load_yaml(text: str, name: str) -> Any:
 def dump_yaml(value: Any) -> str:
     """Write plain values so that ``load_yaml`` and any YAML 1.1 reader get the same ones back."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def read_yaml(path: Path, missing: str = "give the path of a .yaml file") -> Any:
+    """Read plain values from a file; ``missing`` is the hint where there is none.
+
+    Raises:
+        RecipeError: the file is missing, not UTF-8, or not plain YAML.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"no recipe at {path}", hint=missing) from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8 at byte {error.start}", hint="save the recipe as UTF-8") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror}", hint="give the path of a .yaml file") from None
+    return load_yaml(text, str(path))

@@ -25,7 +25,7 @@ from lmfuse.weights.place import refuse_too_little_room, resolved
 from lmfuse.weights.plan import MergePlan, UnitedVocabulary
 from lmfuse.weights.publish import refuse_taken
 from lmfuse.weights.read import in_file_order
-from lmfuse.yaml_strict import load_yaml
+from lmfuse.yaml_strict import load_yaml, read_yaml
 
 MB, GB = 10**6, 10**9
 
@@ -55,22 +55,11 @@ def load_merge(recipe: str, short: Short) -> tuple[MergeRecipe, Path, tuple[str,
     if short:
         return parse_merge_recipe(_written_out(recipe, short), f"merge {recipe}"), Path(), ()
     path = Path(recipe)
-    values = load_yaml(_read_text(path), str(path))
+    values = read_yaml(path, missing="give the path of a YAML file, or the name of a method and --model")
     if is_mergekit(values):
         found, notes = read_mergekit(values, str(path))
         return found, path.parent, notes
     return parse_merge_recipe(values, str(path)), path.parent, ()
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RecipeError(f"no recipe at {path}", hint="give the path of a YAML file, or the name of a method and --model") from None
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: not UTF-8 at byte {error.start}", hint="save the recipe as UTF-8") from None
-    except OSError as error:
-        raise RecipeError(f"{path}: {error.strerror}", hint="give the path of a YAML file") from None
 
 
 def _written_out(method: str, short: Short) -> dict[str, Any]:

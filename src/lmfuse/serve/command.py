@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from lmfuse.errors import InputError, did_you_mean
 from lmfuse.generate import FusedWriter
+from lmfuse.model_files import told_apart
 from lmfuse.models import LanguageModel, ModelSpec, load_model, pick_device
 from lmfuse.serve.app import create_app
 from lmfuse.serve.gate import Access
@@ -105,16 +106,12 @@ def serve(loading: Loading, serving: Serving, say: Callable[[str], None]) -> Non
 
 
 def labels_of(models: Sequence[str]) -> tuple[str, ...]:
-    """Return what models are called: the last part of their names, or all of it where that is not enough to tell them apart.
+    """Return what models are called.
 
     Raises:
         InputError: no model, or one twice.
-
-    >>> labels_of(["org/a", "x/b", "y/b"])
-    ('a', 'x/b', 'y/b')
     """
-    short = [ModelSpec(model).label for model in models]
-    found = tuple(label if short.count(label) == 1 else model for label, model in zip(short, models, strict=True))
+    found = told_apart(models)
     if not found or len(set(found)) < len(found):
         raise InputError(f"--models: {', '.join(found) or 'none'}", hint="give at least one, and each once")
     return found
