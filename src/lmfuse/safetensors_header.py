@@ -24,6 +24,7 @@ ITEM_BITS = {
     "F6_E3M2": 6,
 }
 LONGEST_HEADER = 100_000_000  # the reference implementation's own limit
+SPELLED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # the types of weights as we and torch call them, and as files do
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from lmfuse.model_files import local_folder
 from lmfuse.models import LanguageModel, ModelSpec, load_model, pick_device
 from lmfuse.pairs import PAIR_VERSION, load_pair
 from lmfuse.results import read_scores, write_scores
+from lmfuse.safetensors_header import SPELLED
 from lmfuse.store import RowStore
 from lmfuse.teacher import RowTeacher, SourceRows, survey
 from lmfuse.train.checkpoint import save_model
@@ -35,8 +36,6 @@ from lmfuse.types import DocumentScore
 from lmfuse.weights.engine import execute
 from lmfuse.weights.plan import FORMAT as MERGE_FORMAT
 from lmfuse.workspace import ARTEFACT_VERSION, Workspace
-
-SAFETENSORS_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 @dataclass(frozen=True)
@@ -208,7 +207,7 @@ class Stages:
     def _merge_base(self) -> ModelSpec:
         """Return the target as training began with it: where its weights are stored in another type, rounded to the recipe's."""
         spec, facts = self.specs["target"], self.inputs.facts("target")
-        if SAFETENSORS_NAMES[spec.dtype] == facts.dtype:
+        if SPELLED[spec.dtype] == facts.dtype:
             return spec
         folder = self.space.artefact("models", content_key([ARTEFACT_VERSION, "rounded", MERGE_FORMAT, facts.key, spec.dtype]))
         if not is_complete(folder):

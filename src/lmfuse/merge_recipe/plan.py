@@ -16,14 +16,12 @@ from lmfuse.merge_recipe.reach import refuse_unheard
 from lmfuse.merge_recipe.tokens import template_of, token_warnings, with_token_ids
 from lmfuse.merge_recipe.values import method_at
 from lmfuse.model_files import ModelSpec
-from lmfuse.safetensors_header import TensorEntry
+from lmfuse.safetensors_header import SPELLED, TensorEntry
 from lmfuse.weights.check import check_models, check_plan, is_computed, is_vocabulary_tensor
 from lmfuse.weights.files import result_config
 from lmfuse.weights.plan import MergePlan, OpenedModel, OutputTensor, TensorRef, UnitedVocabulary, open_models
 from lmfuse.weights.read import DTYPES
 from lmfuse.weights.vocabulary import unite_vocabularies
-
-SPELLED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 def located(recipe: MergeRecipe, beside: Path) -> tuple[ModelSpec, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from lmfuse.errors import ModelError
 from lmfuse.folder_files import AGAIN, MOST_BYTES, link_root, parse_object
+from lmfuse.safetensors_header import SPELLED
 from lmfuse.weights.plan import MergePlan, OpenedModel, UnitedVocabulary
 from lmfuse.weights.vocabulary import united_tokenizer
 
@@ -26,7 +27,7 @@ OLDER = (  # other forms of the same tokenizer; they know nothing of tokens that
     "vocab.txt",
 )
 COPIED = frozenset((GENERATION, *TEMPLATES, *TOKENIZER, *OLDER))
-SPOKEN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+SPOKEN = {spelled: name for name, spelled in SPELLED.items()}
 NOT_OURS = ("_name_or_path", "auto_map", "quantization_config", "transformers_version")
 
 
