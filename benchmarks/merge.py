@@ -10,6 +10,8 @@ its own, started by turns: ours and mergekit's, SCE with tau 0.1 and linear, fil
   finished folder, imports of neither side counted. Ours includes all checks, flushing to the disk, and the hashes of what it writes; the
   sources were hashed before (once for each file there ever is: ``first_hash_s``). mergekit neither flushes nor hashes. ``*_command`` are
   whole processes, imports and all.
+- ``mergekit_over_floor_linear``: what no merger that flushes could exceed: mergekit's linear over reading the three models and writing and
+  flushing one, with nothing computed, files in the page cache, one thread.
 - ``anon_mb``: the most anonymous memory of our process (RssAnon), imports and all; files mapped into memory are the page cache's.
 - ``over_io_floor``: ours, SCE, over reading the four models and writing and flushing one with plain reads and writes of 8 MB, both with
   cold files: written out, then posix_fadvise(DONTNEED) on each, which clears this machine's page cache and not that of a host beneath.
@@ -32,7 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +118,9 @@ def _anonymous_kb(pid: int) -> int:
     return int(found[1]) if found else 0
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Return the weight files of all models."""
-    return [path for name in MODELS for path in sorted((folder / name).glob("*.safetensors"))]
+def weight_files(folder: Path, models: Sequence[str] = MODELS) -> list[Path]:
+    """Return the weight files of models."""
+    return [path for name in models for path in sorted((folder / name).glob("*.safetensors"))]
 
 
 def make_cold(folder: Path) -> None:
@@ -130,11 +132,11 @@ def make_cold(folder: Path) -> None:
         os.close(handle)
 
 
-def io_floor(folder: Path, out: Path) -> float:
-    """Read the four models, write and flush one, in large blocks; return seconds."""
+def io_floor(folder: Path, out: Path, models: Sequence[str] = MODELS) -> float:
+    """Read models, write and flush one, in large blocks; return seconds."""
     block = memoryview(bytearray(BLOCK))
     begin = time.perf_counter()
-    for path in weight_files(folder):
+    for path in weight_files(folder, models):
         with path.open("rb", buffering=0) as file:
             while file.readinto(block):
                 pass
@@ -221,8 +223,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     outs = {side: given.folder / f"out-{side}" for side in ("ours", "mergekit")}
     first = child("ours", given, "sce", outs["ours"])  # hashes every source, brings every file into the page cache
     runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    same, far = True, dict[str, float]()
+    same, far, warm_floor = True, dict[str, float](), list[float]()
     for turn in range(given.rounds):
+        warm_floor.append(io_floor(given.folder, given.folder / "floor.bin", MODELS[1:]))
         for method in METHODS:
             for side, out in outs.items():
                 runs.setdefault((side, method), []).append(child(side, given, method, out))
@@ -245,12 +248,14 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
               for end, what in (("", "seconds"), ("_command", "command_s")) for m in METHODS}  # fmt: skip
     of_ours = [run for (side, _), found in runs.items() if side == "ours" for run in found]
     return ratios | {
+        "mergekit_over_floor_linear": round(median("mergekit", "linear") / statistics.median(warm_floor), 2),
         "anon_mb": round(max(run["anon_mb"] for run in of_ours)),
         "mergekit_anon_mb": round(max(run["anon_mb"] for (side, _), found in runs.items() if side == "mergekit" for run in found)),
         "over_io_floor": round(statistics.median(cold["ours"]) / statistics.median(cold["floor"]), 2) if given.cold_rounds else None,
         "identical_to_oracle": same,
         "off_by_a_step": {method: float(f"{share:.2g}") for method, share in far.items()},
         "seconds": {f"{side}_{method}": [round(run["seconds"], 2) for run in found] for (side, method), found in runs.items()},
+        "warm_floor_seconds": [round(value, 2) for value in warm_floor],
         "cold_seconds": {name: [round(value, 2) for value in values] for name, values in cold.items()},
         "first_hash_s": round(first["plan_s"] - statistics.median(run["plan_s"] for run in of_ours), 2),
         "model_mb": round(sum(path.stat().st_size for path in weight_files(given.folder)) / 4e6),

@@ -25,7 +25,7 @@ def lock(folder: Path) -> Iterator[None]:
 
     Raises:
         BusyError: another process holds it; names the pid.
-        InputError: the file system has no locks.
+        InputError: the file system has no locks, or what stands in the lock's place is no file that may be written.
     """
     path = folder.with_name(f"{folder.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,12 @@ def lock(folder: Path) -> Iterator[None]:
 
 def _acquire(path: Path, folder: Path) -> int:
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        except OSError as error:  # a link, a folder, or no right to write there
+            raise InputError(
+                f"{path}: cannot be opened for writing ({error.strerror})", hint="remove it, or choose another folder"
+            ) from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(handle), os.stat(path)):

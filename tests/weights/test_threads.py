@@ -59,11 +59,13 @@ import re, sys, threading, time
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
+from lmfuse.merge import piece
 from lmfuse.merge.task_arithmetic import TaskArithmetic
 from lmfuse.weights.engine import execute
 from tests.fakes import byte_bpe, save_model
 from tests.weights.plans import plan_of
 torch.set_num_threads(1)
+piece.PIECE_ELEMENTS = 2**17
 folders = []
 for seed in range(3):
     folders.append(save_model(Path(sys.argv[1]) / str(seed), byte_bpe(), seed=seed))

@@ -87,8 +87,7 @@ def _merge_all(piece: Piece, eta: tuple[float, ...], least: float) -> Float[Tens
 
 def _merge_selected(piece: Piece, top: Top, values: Values, eta: tuple[float, ...], least: float) -> Float[Tensor, "N"]:
     """Merge the selected elements, leave the others as they are in the base."""
-    assert piece.base is not None
-    result = piece.base.clone()
+    result = piece.copy_of_base()
     at, candidates, chosen = top.of(piece, values)
     result.numpy()[at.take(chosen)] = _merge_all(candidates, eta, least).numpy().take(chosen)
     return result

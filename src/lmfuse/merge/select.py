@@ -232,7 +232,7 @@ def _top(
         else:
             first_ties[place] = missing
             if missing and asked is not None:
-                sums = sums + (yield _FirstTies(place, missing, row, threshold, values, asked))
+                sums = sums + (yield _FirstTies(place, missing, row, threshold, values, asked, candidates[place]))
         missing -= min(count, missing)
     return Top(threshold, sums, k, first_ties, candidates)
 
@@ -247,6 +247,7 @@ class _FirstTies:
     threshold: float
     values: Values
     asked: Asked
+    candidates: Places
 
     def wants(self, name: str, start: int) -> bool:
         return (name, start) == self.place
@@ -254,5 +255,6 @@ class _FirstTies:
     def __call__(self, piece: Piece) -> Float[np.ndarray, "Q"] | float:
         if not self.wants(piece.name, piece.start):
             return 0.0
-        at = np.flatnonzero(self.values(piece)[self.row].numpy() == np.float32(self.threshold))[: self.count]
-        return np.asarray(self.asked(piece.thin(at), self.row).numpy().sum(1, dtype=np.float64))
+        few = piece.thin(self.candidates.restored())
+        at = np.flatnonzero(self.values(few)[self.row].numpy() == np.float32(self.threshold))[: self.count]
+        return np.asarray(self.asked(few.thin(at), self.row).numpy().sum(1, dtype=np.float64))

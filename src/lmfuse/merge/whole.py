@@ -68,8 +68,8 @@ def _merge_unit(
     places = [(name, shape, *cut) for name, shape in zip(names, shapes, strict=True) for cut in cuts(shape, method.needs_rows)]
 
     def piece(name: str, shape: tuple[int, ...], start: int, stop: int) -> Piece:
-        rows = torch.stack([source[name].reshape(-1)[start:stop].float() for source in sources])
-        return Piece(name, start, shape, rows, None if base is None else base[name].reshape(-1)[start:stop].float())
+        rows = [model[name].reshape(-1)[start:stop] for model in (*sources, *([] if base is None else [base]))]
+        return Piece(name, start, shape, rows[: len(sources)], None if base is None else rows[-1])
 
     steps = method.start(About(tuple(names), shapes, len(sources), sum(map(math.prod, shapes)), counters))
     total = None

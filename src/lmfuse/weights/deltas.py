@@ -39,12 +39,12 @@ class TensorDeltas:
 
     def see(self, number: int, piece: Piece) -> None:
         """Look at the tensor's piece of this number; pieces without a base say nothing."""
-        if piece.base is None:
+        if piece.stored_base is None:
             return
-        for index, source in enumerate(piece.sources):
-            if self.equal[index] and not torch.equal(source, piece.base):
+        for index, source in enumerate(piece.stored):
+            if self.equal[index] and not _equal(source, piece.stored_base):
                 self.equal[index] = False
-        if number % ONE_IN == 0:
+        if number % ONE_IN == 0 and piece.base is not None:
             difference = torch.empty_like(piece.base)
             differences = (torch.sub(source, piece.base, out=difference) for source in piece.sources)
             self.squares[number] = (_square(piece.base), *map(_square, differences))
@@ -54,6 +54,10 @@ class TensorDeltas:
         columns = zip(*(self.squares[number] for number in sorted(self.squares)), strict=True)
         sums = [math.fsum(column) for column in columns] or [0.0] * (self.num_sources + 1)
         return {"base": sums[0], "differences": sums[1:], "equal": self.equal}
+
+
+def _equal(one: Float[Tensor, "N"], other: Float[Tensor, "N"]) -> bool:
+    return torch.equal(one, other) if one.dtype == other.dtype else torch.equal(one.float(), other.float())
 
 
 def _square(values: Float[Tensor, "N"]) -> float:

@@ -21,7 +21,7 @@ from lmfuse.weights.layout import index_file, lay_out, num_bytes
 from lmfuse.weights.place import resolved
 from lmfuse.weights.plan import MergePlan, OutputTensor
 from lmfuse.weights.publish import Working, arithmetic, working_folder
-from lmfuse.weights.read import DTYPES, OpenFiles, in_file_order, read_ahead
+from lmfuse.weights.read import DTYPES, OpenFiles, in_file_order
 from lmfuse.weights.threads import Crew, usable_cores
 from lmfuse.weights.units import Unit
 from lmfuse.weights.write import Output
@@ -192,7 +192,7 @@ class _Merge:
             if tensor is None:
                 return
             self._asked_bytes += num_bytes_read(self._plan, tensor)
-            read_ahead(self._plan, tensor)
+            self._files.read_ahead(tensor)
 
     def _refuse_unequal(self, tensor: OutputTensor) -> None:
         first, *others = [(ref, self._files.data(ref.model, ref.name)) for ref in tensor.refs]

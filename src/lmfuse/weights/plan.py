@@ -20,7 +20,7 @@ from lmfuse.model_facts import licence_of, model_key
 from lmfuse.model_files import ModelFolder, ModelSpec, check_folder, local_folder
 from lmfuse.safetensors_header import TensorEntry
 
-FORMAT = 1  # of the bytes that a plan ends in; a change here is another key
+FORMAT = 2  # of the bytes that a plan ends in; a change here is another key
 MAX_SHARD_BYTES = 5 * 10**9
 FileState = tuple[int, int, int]  # size, time of the last change in nanoseconds, inode
 RowMap = tuple[int, ...]  # for each row of the result the row of the model, or -1 where the model has none

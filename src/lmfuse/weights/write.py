@@ -7,7 +7,6 @@ journal says that it is finished.
 from __future__ import annotations
 
 import hashlib
-import math
 import mmap
 import os
 import threading
@@ -17,7 +16,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -26,7 +24,7 @@ from lmfuse.artefacts import FileEntry
 from lmfuse.disk import sync
 from lmfuse.errors import InputError
 from lmfuse.weights.layout import Shard, Span
-from lmfuse.weights.read import DTYPES, OpenTensor, place_of
+from lmfuse.weights.read import DTYPES, OpenTensor, all_finite, place_of
 
 FLUSH_SECONDS = 0.25
 _flush_data = getattr(os, "fdatasync", os.fsync)  # macOS has only the slower one
@@ -114,7 +112,7 @@ class Output:
         dtype = DTYPES[tensor.output.dtype]
         cast = self._buffer(dtype, merged.numel())
         cast.copy_(merged)
-        if not _all_finite(cast):
+        if not all_finite(cast):
             _refuse_overflow(tensor, start, merged, cast)
         self.write_bytes(tensor.output.name, start * dtype.itemsize, memoryview(cast.view(torch.uint8).numpy()))  # type: ignore[arg-type]
 
@@ -206,19 +204,6 @@ def _prepared(path: Path, shard: Shard) -> int:
         os.close(handle)
         raise
     return handle
-
-
-def _all_finite(values: Float[Tensor, "N"]) -> bool:
-    """Return whether all values are finite; for float32 False is possible too where only their sum is not.
-
-    Of 16 bits those are not finite whose exponent is all ones: as numbers the largest of either sign, which is found three times faster
-    than a sum.
-    """
-    if values.dtype == torch.float32:
-        return math.isfinite(float(values.sum()))
-    bits = values.view(torch.int16).numpy()
-    infinite = 0x7C00 if values.dtype == torch.float16 else 0x7F80
-    return not values.numel() or bool(bits.max() < infinite and bits.view(np.uint16).max() < 0x8000 + infinite)
 
 
 def _refuse_overflow(tensor: OpenTensor, start: int, merged: Float[Tensor, "N"], cast: Tensor) -> None:
