@@ -26,10 +26,9 @@ from lmfuse.losses.projected_kl import ProjectedKL
 from lmfuse.models import LanguageModel, ModelSpec, load_model
 from lmfuse.pairs import load_pair
 from lmfuse.teacher import RowTeacher, SourceRows
-from lmfuse.train.loop import train
 from lmfuse.types import Document, Rows, TopK
 from tests import fakes
-from tests.train.setups import quick
+from tests.train.setups import quick, train
 
 DIGITS = "0123456789"
 NUMBERS = [f"{ten}{one}" for ten in DIGITS[1:] for one in DIGITS]

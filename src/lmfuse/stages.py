@@ -31,6 +31,7 @@ from lmfuse.store import RowStore
 from lmfuse.teacher import RowTeacher, SourceRows, survey
 from lmfuse.train.checkpoint import save_model
 from lmfuse.train.loop import train
+from lmfuse.train.reader import Strand
 from lmfuse.train.settings import Training
 from lmfuse.types import DocumentScore
 from lmfuse.weights.engine import execute
@@ -240,7 +241,7 @@ class Stages:
         tracker_folder = self.space.run / "tracker" / f"{arm.name}-{job.learning_rate:g}-{job.seed}"
         with self.console.task(title, round(model.count_tokens(documents) * settings.epochs)) as advance:
             train(
-                model, documents, teacher, arm.loss, settings, folder, aids=aids, document_weight=by_domain, evaluate=evaluate,
+                model, [Strand(documents, teacher)], arm.loss, settings, folder, aids=aids, document_weight=by_domain, evaluate=evaluate,
                 progress=advance, tracker_folder=tracker_folder,
                 on_event=lambda event: self.space.event("train", arm=arm.name, **event),
             )  # fmt: skip

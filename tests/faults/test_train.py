@@ -109,8 +109,7 @@ def attempt(folder: Path, model_folder: Path, kill: str | None) -> None:
     from lmfuse.losses.kl import KL
     from lmfuse.models import ModelSpec, load_model
     from lmfuse.train.checkpoint import save_model
-    from lmfuse.train.loop import train
-    from tests.train.setups import quick, texts
+    from tests.train.setups import quick, texts, train
     from tests.train.test_loop import random_teacher
 
     torch.set_num_threads(1)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from lmfuse.models import LanguageModel, ModelSpec, load_model
+from lmfuse.train import loop
+from lmfuse.train.log import TrainingLog
+from lmfuse.train.reader import Strand, Teacher
 from lmfuse.train.settings import Training
 from lmfuse.types import Document, Encoding, Fused, TopK
 from tests import fakes
@@ -31,6 +36,11 @@ def quick(**options: object) -> Training:
     """Return settings for a few steps in float32 without surprises."""
     given = {"learning_rate": 1e-3, "batch_documents": 2, "accumulation": 1, "precision": "float32", "warmup_ratio": 0.0, "seed": 1}
     return Training(**given | options)
+
+
+def train(model: LanguageModel, documents: Sequence[Document], teacher: Teacher | None, *given: Any, **options: Any) -> TrainingLog:
+    """Train on one strand."""
+    return loop.train(model, [Strand(documents, teacher)], *given, **options)
 
 
 def weights_of(model: LanguageModel) -> dict[str, torch.Tensor]:

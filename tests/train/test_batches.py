@@ -7,7 +7,8 @@ import torch
 
 from lmfuse.bytes import ByteTokenizer
 from lmfuse.errors import TextError
-from lmfuse.train.batches import Reader, collate, example, permutation, planned_steps, prefetch, stream
+from lmfuse.train.batches import collate, example, permutation, planned_steps, prefetch, stream
+from lmfuse.train.reader import Reader, Strand
 from lmfuse.train.settings import Training
 from lmfuse.types import Document, Encoding, Fused, TopK
 from tests import fakes
@@ -16,7 +17,7 @@ from tests.train.setups import quick, texts
 
 def reader(documents, teacher=None, *, settings=None, clm_weight=lambda step: 0.9, document_weight=None, context=256, **where) -> Reader:
     tokenizer = ByteTokenizer.from_tokenizer(fakes.byte_bpe(), eos="<|endoftext|>")
-    return Reader(documents, tokenizer, teacher, settings or quick(), clm_weight, document_weight, context, **where)
+    return Reader([Strand(documents, teacher)], tokenizer, settings or quick(), clm_weight, document_weight, context, **where)
 
 
 def marked(document: Document, encoding: Encoding) -> Fused:

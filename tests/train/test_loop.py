@@ -18,11 +18,12 @@ from lmfuse.losses.kl import KL
 from lmfuse.losses.projected_kl import ProjectedKL
 from lmfuse.losses.uld import Uld
 from lmfuse.train import loop
-from lmfuse.train.batches import Reader, planned_steps
-from lmfuse.train.loop import adamw, train
+from lmfuse.train.batches import planned_steps
+from lmfuse.train.loop import adamw
+from lmfuse.train.reader import Reader, Strand
 from lmfuse.types import Document, Fused, TopK, VocabularyMap
 from tests import fakes
-from tests.train.setups import WORDS, quick, taught, texts, tiny, weights_of, whole_rows
+from tests.train.setups import WORDS, quick, taught, texts, tiny, train, weights_of, whole_rows
 
 
 @pytest.fixture(autouse=True)
@@ -163,7 +164,7 @@ def test_recomputed_activations_change_nothing(tmp_path):
 
 def test_padding_needs_no_mask(tmp_path):
     model = tiny(tmp_path / "model")
-    reader = Reader(texts(4), model.tokenizer, None, quick(batch_documents=4), lambda step: 1.0, None, 256)
+    reader = Reader([Strand(texts(4))], model.tokenizer, quick(batch_documents=4), lambda step: 1.0, None, 256)
     batch = next(reader.steps()).batches[0]
     assert not batch.attention_mask.all()
     with torch.no_grad():

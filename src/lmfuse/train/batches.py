@@ -1,14 +1,13 @@
-"""What a training step reads: which documents, in which order, as padded tensors with labels and teacher rows beside them.
+"""Documents in the order in which they are read, as padded tensors with labels and teacher rows beside them.
 
-The order is a pure function of seed, epoch and position, so that a resumed run reads what it would have read; the teacher is asked in
-that order, in a thread of its own, while the previous step computes.
+The order is a pure function of seed, epoch and position, so that a resumed run reads what it would have read.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -17,15 +16,11 @@ import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
-from lmfuse.bytes import ByteTokenizer
-from lmfuse.errors import TextError
 from lmfuse.losses.teacher import TeacherRows
 from lmfuse.train.settings import Training
 from lmfuse.types import Document, Encoding, Fused
 
 Item = TypeVar("Item")
-Teacher = Callable[[Document, Encoding], Fused | None]
-DocumentWeight = Callable[[Document], float]
 
 
 # ------------------------------------------------------------------------------------------------------------------------ order
@@ -88,6 +83,7 @@ class Batch:
         labels: the tokens that really followed.
         teacher: row ``n`` says what should follow at ``positions[n]``; None: nobody teaches.
         clm_weight: the share of the ground truth in the loss at each position; the teacher has the rest.
+        strand: which of a sample's texts these are.
     """
 
     documents: tuple[str, ...]
@@ -97,6 +93,7 @@ class Batch:
     labels: Int[Tensor, "N"]
     teacher: TeacherRows | None
     clm_weight: Float[Tensor, "N"]
+    strand: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -183,68 +180,6 @@ def _teacher_rows(examples: Sequence[Example]) -> TeacherRows | None:
 
 def _rows(fused: Fused, joined: Bool[np.ndarray, "N"]) -> TeacherRows:
     return TeacherRows.from_numpy(fused.topk, fused.taught, fused.truth_nll_nats, fused.boundary, joined)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of the optimizer: its number, counted from 0, and this process's share of its micro-batches."""
-
-    index: int
-    batches: tuple[Batch, ...]
-
-    @property
-    def num_positions(self) -> int:
-        """Return how many tokens this process predicts in the step."""
-        return sum(len(batch.labels) for batch in self.batches)
-
-
-@dataclass(frozen=True)
-class Reader:
-    """Documents become batches: encode, ask the teacher, collate.
-
-    Attributes:
-        teacher: called once per document read, in order, with the document and the target's encoding of it.
-        clm_weight: the share of the ground truth at a step.
-        document_weight: the same for one document, whatever the step; it goes first where it is given.
-        context: the most tokens that the model can read.
-        process, num_processes: this process takes every ``num_processes``-th micro-batch of a step.
-    """
-
-    documents: Sequence[Document]
-    tokenizer: ByteTokenizer
-    teacher: Teacher | None
-    settings: Training
-    clm_weight: Callable[[int], float]
-    document_weight: DocumentWeight | None
-    context: int
-    process: int = 0
-    num_processes: int = 1
-
-    def steps(self, start: int = 0) -> Iterator[Step]:
-        """Yield the steps from ``start`` on.
-
-        Raises:
-            TextError: a document has more tokens than the model can read.
-        """
-        lengths = np.array([document.num_bytes for document in self.documents])
-        for index, planned in enumerate(planned_steps(lengths, self.settings, start), start):
-            mine = planned[self.process :: self.num_processes]
-            if mine:
-                yield Step(index, tuple(self._batch(documents, index) for documents in mine))
-            else:
-                yield Step(index, (self._batch(planned[0][-1:], index).silenced(),))
-
-    def _batch(self, indices: Int[np.ndarray, "N"], step: int) -> Batch:
-        return collate([self._example(self.documents[i], step) for i in indices])
-
-    def _example(self, document: Document, step: int) -> Example:
-        encoding = self.tokenizer.encode(document)
-        if len(encoding.ids) > self.context:
-            message = f"document {document.id} ({document.domain}): {len(encoding.ids)} tokens, the model reads {self.context}"
-            raise TextError(message, hint="cut the text into windows that fit every model's context")
-        fused = self.teacher(document, encoding) if self.teacher else None
-        weight = self.document_weight(document) if self.document_weight else self.clm_weight(step)
-        return example(document, encoding, fused, float(weight))
 
 
 # --------------------------------------------------------------------------------------------------------------------- prefetch

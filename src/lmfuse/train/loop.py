@@ -17,8 +17,9 @@ from lmfuse.losses.aids import Aids
 from lmfuse.losses.family import Loss
 from lmfuse.losses.objective import Objective, objective
 from lmfuse.models import LanguageModel
-from lmfuse.train.batches import Batch, DocumentWeight, Reader, Step, Teacher, prefetch
+from lmfuse.train.batches import Batch, prefetch
 from lmfuse.train.log import StepSums, TrainingLog
+from lmfuse.train.reader import DocumentWeight, Reader, Step, Strand, check_strands
 from lmfuse.train.run import (
     Evaluate,
     Event,
@@ -31,13 +32,11 @@ from lmfuse.train.run import (
     start_accelerator,
 )
 from lmfuse.train.settings import Training
-from lmfuse.types import Document
 
 
 def train(
     model: LanguageModel,
-    documents: Sequence[Document],
-    teacher: Teacher | None,
+    strands: Sequence[Strand],
     loss: Loss,
     settings: Training,
     folder: Path,
@@ -53,7 +52,8 @@ def train(
 
     The loss of a step is the mean over all its predicted tokens of ``clm_weight * cross-entropy + (1 - clm_weight) * fusion loss``; a
     token without a teacher has plain cross-entropy, so every token weighs 1, however the step is split into micro-batches or over
-    processes. Weights are float32 while training and afterwards (``save_model`` writes another type). The model is in training mode:
+    processes. With several strands it is the sum of their means, each times the strand's weight. Weights are float32 while training and
+    afterwards (``save_model`` writes another type). The model is in training mode:
     dropout, where its configuration asks for it, is drawn from (seed, step, process). On a CPU with the same number of threads a
     run that was killed and started again ends in the same bytes.
 
@@ -61,7 +61,8 @@ def train(
     CPU (gloo). Several GPUs go the same way but are not tested; sharded weights (FSDP, DeepSpeed) are not supported.
 
     Args:
-        teacher: gives a row per token of a document's encoding, or None where it has nothing to say; None: plain continued training.
+        strands: the texts, usually one strand of them, and who teaches: a teacher gives a row per token of a document's encoding, or None
+            where it has nothing to say; a strand without a teacher is plain continued training.
         loss: how the teacher's rows are compared, and ``clm_weight``, which moves linearly to ``clm_weight_end`` where that is set.
         folder: holds ``checkpoints/`` and, at the end, ``training.json``.
         aids: what the loss wants to know of vocabularies (``loss.wants``).
@@ -72,23 +73,22 @@ def train(
         tracker_folder: where a tracker writes; by default ``tracker/`` in ``folder``. Its files hold times and differ from run to run.
 
     Raises:
-        InputError: no documents; ``folder`` holds another run; accumulation that the processes cannot share.
+        InputError: no documents, or strands that do not fit; ``folder`` holds another run; accumulation that the processes cannot share.
         TextError: a document has more tokens than the model can read.
         ModelError: the loss or its gradient is not finite.
         ResourceError: out of memory or disk.
     """
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = start_accelerator(model, settings, tracker_folder or folder / "tracker")
-    num_steps = checked_steps(documents, settings, accelerator.num_processes)
+    num_steps = checked_steps(check_strands(strands), settings, accelerator.num_processes)
     prepare_model(model, settings)
     known = None if aids is None else aids.to(accelerator.device)
     forward, optimizer = accelerator.prepare(Forward(model, loss, settings.chunk, known), adamw(model.module, settings))
-    weights = [document_weight(document) for document in documents] if document_weight else []
-    identity = run_identity(model, settings, documents, loss, teacher is not None, weights)
+    identity = run_identity(model, settings, loss, [_identity(strand, document_weight) for strand in strands])
     run = Run(model, optimizer, accelerator, settings, folder, num_steps, identity, evaluate, progress, on_event)
     recorder = run.resume()
     reader = Reader(
-        documents, model.tokenizer, teacher, settings, lambda step: loss.clm_weight_at(step / num_steps), document_weight, model.context,
+        strands, model.tokenizer, settings, lambda step: loss.clm_weight_at(step / num_steps), document_weight, model.context,
         process=accelerator.process_index, num_processes=accelerator.num_processes,
     )  # fmt: skip
     with memory_is_a_resource(), closing(prefetch(reader.steps(start=recorder.step))) as steps:
@@ -106,6 +106,13 @@ def train(
             recorder.add(sums, norm, settings)
             run.after_step(recorder, sums, learning_rate)
     return run.finish(recorder)
+
+
+def _identity(strand: Strand, document_weight: DocumentWeight | None) -> list[object]:
+    """Return what of a strand decides over the result."""
+    weights = [document_weight(document) for document in strand.documents if document is not None] if document_weight else []
+    ids = [document.id if document is not None else None for document in strand.documents]
+    return [ids, strand.teacher is not None, strand.weight, weights]
 
 
 class Forward(nn.Module):
@@ -141,20 +148,20 @@ def adamw(module: nn.Module, settings: Training) -> torch.optim.AdamW:
 
 
 def backward(step: Step, forward: nn.Module, accelerator: Accelerator) -> StepSums:
-    """Add up the gradient of a step's mean loss over its micro-batches and processes; every predicted token weighs the same."""
-    positions = int(_summed(accelerator, [float(step.num_positions)])[0])
+    """Add up the gradient of a step's mean loss over its micro-batches and processes; every predicted token of a strand weighs the same."""
+    positions = [int(count) for count in _summed(accelerator, [float(count) for count in step.num_positions])]
     sums = torch.zeros(3, device=accelerator.device)
     taught = 0
     for number, batch in enumerate(step.batches, 1):
         with nullcontext() if number == len(step.batches) else accelerator.no_sync(forward):
             found: Objective = forward(batch.to(accelerator.device))
-            share = len(batch.labels) * accelerator.num_processes / max(positions, 1)  # DDP takes the mean over processes
-            accelerator.backward(found.loss * share)
+            share = len(batch.labels) * accelerator.num_processes / max(positions[batch.strand], 1)  # DDP takes the mean over processes
+            accelerator.backward(found.loss * (share * step.weights[batch.strand]))
         sums += torch.stack([found.loss.detach() * len(batch.labels), found.clm_nats, found.fusion_nats]).float()
         taught += found.num_taught
     tokens = sum(batch.num_tokens for batch in step.batches)
     loss, clm_nats, fusion_nats, *counts = _summed(accelerator, [*sums.tolist(), float(tokens), float(taught)])
-    return StepSums(loss, clm_nats, fusion_nats, int(counts[0]), positions, int(counts[1]))
+    return StepSums(loss, clm_nats, fusion_nats, int(counts[0]), sum(positions), int(counts[1]))
 
 
 def _summed(accelerator: Accelerator, values: list[float]) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +23,6 @@ from lmfuse.models import LanguageModel
 from lmfuse.train.checkpoint import load_checkpoint, save_checkpoint
 from lmfuse.train.log import EvaluationLine, Recorder, StepSums, TrainingLog
 from lmfuse.train.settings import Training
-from lmfuse.types import Document
 
 Evaluate = Callable[[LanguageModel], dict[str, float]]
 Progress = Callable[[int], None]
@@ -168,25 +167,23 @@ def _switch(module: Any, what: str) -> Callable[..., None]:
     return found
 
 
-def checked_steps(documents: Sequence[Document], settings: Training, num_processes: int) -> int:
+def checked_steps(num_samples: int, settings: Training, num_processes: int) -> int:
     """Return the number of steps of a run.
 
     Raises:
-        InputError: there is no document, or the processes cannot share a step evenly.
+        InputError: the processes cannot share a step evenly.
     """
-    if not documents:
-        raise InputError("no documents to train on", hint="give a training corpus that is not empty")
     if settings.accumulation % num_processes:
         raise InputError(
             f"accumulation {settings.accumulation} is no multiple of the {num_processes} processes",
             hint="a step's micro-batches are dealt out to the processes: choose a multiple",
         )
-    return settings.num_steps(len(documents))
+    return settings.num_steps(num_samples)
 
 
-def run_identity(model: LanguageModel, settings: Training, documents: Sequence[Document], *parts: Any) -> str:
-    """Return a hash of a run: model, settings, documents in their order, and whatever else decides over its result."""
-    return content_key([model.key, model.tokenizer.key, settings, [document.id for document in documents], list(parts)])
+def run_identity(model: LanguageModel, settings: Training, *parts: Any) -> str:
+    """Return a hash of a run: model, settings, and whatever else decides over its result."""
+    return content_key([model.key, model.tokenizer.key, settings, list(parts)])
 
 
 @contextmanager
