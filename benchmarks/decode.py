@@ -6,6 +6,8 @@ the tokenizers of the pico models, which differ; tokens are drawn, so that the t
 
 ``growth``: what a committed token costs at 1,000 committed tokens over what it costs at 100, attention excluded: tokens that the models' forward
 passes read, each at the price of one at 100, and all the time spent outside of them. ``growth_with_attention`` is seconds with it.
+
+``together_over_alone``: seconds of several texts written at the same time over those of the same texts one after the other.
 """
 
 from __future__ import annotations
@@ -119,6 +121,19 @@ def growth(models: list[LanguageModel], early: int, late: int, width: int) -> di
     }
 
 
+def together_over_alone(models: list[LanguageModel], words: int, max_bytes: int, texts: int, rounds: int) -> dict[str, float]:
+    """Return what several texts at the same time cost over one after the other."""
+    writer = FusedWriter(models, method=Cool(length=words, max_segment_tokens=4 * words))
+    prompts = [PROMPT[5 * place :] for place in range(texts)]
+    settings = [WritingSettings(max_bytes=max_bytes, temperature=1.0, seed=seed) for seed in range(texts)]
+    jobs: dict[str, Callable[[], object]] = {
+        "together": lambda: writer.write_many(prompts, settings),
+        "alone": lambda: [list(writer.write(prompt, own)) for prompt, own in zip(prompts, settings, strict=True)],
+    }
+    seconds = timed(jobs, rounds, warm_up=False)
+    return {"together_over_alone": seconds["together"] / seconds["alone"], "texts_together_s": seconds["together"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hidden", type=int, default=512)
@@ -127,6 +142,7 @@ def main() -> None:
     parser.add_argument("--max-bytes", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--late", type=int, default=1000, help="committed tokens at which growth is measured; 0: not at all")
+    parser.add_argument("--texts", type=int, default=8, help="that are written at the same time; 0: not at all")
     parser.add_argument("--models", nargs="*", default=[], help="real models, the reference model first")
     given = parser.parse_args()
     torch.manual_seed(0)
@@ -134,6 +150,8 @@ def main() -> None:
     figures: dict[str, Any] = over_sum_of_generates(models, given.words, given.max_bytes, given.rounds)
     if given.late:
         figures |= growth(models, 100, given.late, 60)
+    if given.texts:
+        figures |= together_over_alone(models, given.words, given.max_bytes, given.texts, given.rounds)
     figures = {name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}
     machine = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
     command = "python -m benchmarks.decode" + (f" --models {' '.join(given.models)}" if given.models else "")

@@ -84,6 +84,20 @@ def test_a_file_of_prompts(tmp_path):
     assert all("".join(passage["text"] for passage in record["passages"]) == record["text"] for record in records)
 
 
+@pytest.mark.parametrize(("arguments", "together"), [((), [2]), (("--batch-prompts", "1"), [1, 1])])
+def test_texts_of_a_file_are_written_at_the_same_time(tmp_path, monkeypatch, arguments, together):
+    asked, out, seen = tmp_path / "prompts.jsonl", tmp_path / "texts.jsonl", []
+    asked.write_text('{"prompt": "Anna has"}\n{"prompt": "The dog"}\n')
+    write = command.FusedWriter.write_many
+    monkeypatch.setattr(
+        command.FusedWriter,
+        "write_many",
+        lambda self, prompts, *more, **rest: seen.append(len(prompts)) or write(self, prompts, *more, **rest),
+    )
+    lmfuse("generate", "--models", PROSE, "--file", str(asked), "--out", str(out), "--max-bytes", "10", *arguments)
+    assert seen == together
+
+
 # ── printing ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -146,3 +160,14 @@ def test_chat_ends_with_its_input(tmp_path):
     with pytest.raises(InputError, match="needs a chat template"):
         lmfuse("chat", "--models", PROSE, "--chat-template", "none")
     assert Path(MATH).is_dir()
+
+
+def test_a_message_that_cannot_be_answered_is_taken_back_and_the_talk_goes_on(tmp_path):
+    template = tmp_path / "plain.jinja"
+    template.write_text("{% for message in messages %}{{ message['content'] }}<|endoftext|>{% endfor %}")
+    arguments = ("chat", "--models", PROSE, "--chat-template", str(template), "--max-bytes", "12")
+    result = lmfuse(*arguments, input="The dog\n\n" + 700 * "word " + "\nstill here?\n")
+    assert result.exit_code == 0
+    assert "the prompt has" in result.stdout
+    assert "begin again with /new" in result.stdout
+    assert result.stdout.count("> ") == 5  # an empty line asks again, and the end of the input is asked for, too

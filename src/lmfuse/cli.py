@@ -240,6 +240,7 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0, help="0: the likeliest token each time.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens of this probability together.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    batch_prompts: Annotated[int, typer.Option(min=1, help="With --file: texts that are written at the same time.")] = 8,
     dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or float16.")] = "bfloat16",
     device: DeviceOption = None,
 ) -> None:
@@ -250,7 +251,7 @@ def generate(
     how = command.make_settings(
         max_bytes=max_bytes, max_tokens=max_tokens, stop=tuple(stop or ()), temperature=temperature, top_p=top_p, seed=seed
     )
-    command.generate(together, how, prompt=prompt, file=file, out=out, system=system, explain=explain)
+    command.generate(together, how, prompt=prompt, file=file, out=out, system=system, explain=explain, batch_prompts=batch_prompts)
 
 
 @app.command()
@@ -286,10 +287,15 @@ def serve(
     max_tokens: Annotated[int, typer.Option(min=1, help="Of one answer, of the reference model.")] = 4096,
     max_prompt_bytes: Annotated[int, typer.Option(min=1, help="Of the texts of one prompt.")] = 262_144,
     max_seconds: Annotated[float, typer.Option(min=0.001, help="Of writing one answer.")] = 300.0,
+    max_wait: Annotated[float, typer.Option(min=0.001, help="Seconds in line; who waits for longer is sent away.")] = 600.0,
     temperature: Annotated[float, typer.Option(min=0, max=2, help="Where a request names none; 0: the likeliest token each time.")] = 0.0,
     api_key_file: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="A file with the key that clients must show; default: $LMFUSE_API_KEY, or none.", show_default=False),
+    ] = None,
+    allow_host: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="A name of this machine that clients without a key may ask for; repeat it.", show_default=False),
     ] = None,
     chat_template: Annotated[str, typer.Option(help="own, openchat, the path of a jinja file, or none: completions only.")] = "own",
     dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or float16.")] = "bfloat16",
@@ -297,16 +303,27 @@ def serve(
 ) -> None:
     """Serve models, together and each alone: OpenAI's API with who wrote what, and a chat page. Ends at Ctrl-C."""
     from lmfuse.serve import check_installed
+    from lmfuse.serve.ending import ending_quietly
 
     check_installed()
-    from lmfuse.generate_command import parse_method
-    from lmfuse.serve import command
-    from lmfuse.serve.intake import Limits
+    with ending_quietly():
+        from lmfuse.generate_command import parse_method
+        from lmfuse.serve import command
+        from lmfuse.serve.intake import Limits
 
-    limits = Limits(prompt_bytes=max_prompt_bytes, max_tokens=max_tokens, seconds=max_seconds)
-    loading = command.Loading(tuple(models), chat_template, dtype, tuple(device or ("auto",)))
-    serving = command.Serving(parse_method(method, settings or ()), name, host, port, queue, limits, temperature, api_key_file)
-    command.serve(loading, serving, lambda line: typer.echo(line, err=True))
+        limits = Limits(prompt_bytes=max_prompt_bytes, max_tokens=max_tokens, seconds=max_seconds, wait_seconds=max_wait)
+        loading = command.Loading(tuple(models), chat_template, dtype, tuple(device or ("auto",)))
+        decoder, names = parse_method(method, settings or ()), tuple(allow_host or ())
+        serving = command.Serving(decoder, name, host, port, queue, limits, temperature, api_key_file, names)
+        command.serve(loading, serving, lambda line: typer.echo(line, err=True))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def harness(context: typer.Context) -> None:
+    """Run lm_eval with the model `lmfuse`: --model_args models=A+B,method=cool --tasks TASK; every other option is lm_eval's own."""
+    from lmfuse.evaluate.harness import main as run_harness
+
+    run_harness(context.args)
 
 
 def main() -> None:

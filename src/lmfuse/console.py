@@ -14,8 +14,16 @@ from rich.text import Text
 
 
 class _Speed(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
     def render(self, task: Task) -> Text:
-        return Text(f"{task.finished_speed or task.speed or 0:,.0f} tokens/s", style="dim")
+        return Text(f"{_speed(task.finished_speed or task.speed or 0)} {self.unit}/s", style="dim")
+
+
+def _speed(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 class Console:
@@ -37,18 +45,24 @@ class Console:
         self.rich.print(table)
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Show work of ``total`` tokens; yields what the work calls with the tokens just done."""
+    def task(self, title: str, total: int, unit: str = "tokens") -> Iterator[Callable[[int], None]]:
+        """Show work of ``total`` tokens, or of another unit; yields what the work calls with those just done."""
         started, done = time.monotonic(), 0
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), _Speed(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            _Speed(unit),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=self.rich, transient=True, disable=not self.rich.is_terminal) as progress:
             bar = progress.add_task(escape(title), total=total)
 
-            def advance(tokens: int) -> None:
+            def advance(more: int) -> None:
                 nonlocal done
-                done += tokens
-                progress.advance(bar, tokens)
+                done += more
+                progress.advance(bar, more)
 
             yield advance
         seconds = time.monotonic() - started
-        self.say(f"{title}: {done:,} tokens in {seconds:.1f} s ({done / max(seconds, 1e-9):,.0f} tokens/s)", style="dim")
+        self.say(f"{title}: {done:,} {unit} in {seconds:.1f} s ({_speed(done / max(seconds, 1e-9))} {unit}/s)", style="dim")

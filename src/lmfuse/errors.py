@@ -8,7 +8,8 @@
     │   ├── TextError                   a text file: missing, empty, not UTF-8 (names file and line)
     │   ├── TokenizerError              a tokenizer that cannot be read as bytes
     │   ├── ModelError                  a model folder: missing or misshapen tensors, pickle, remote code, NaN
-    │   └── LimitError                  a source beyond a limit of the recipe, found by the plan or in its rows
+    │   ├── LimitError                  a source beyond a limit of the recipe, found by the plan or in its rows
+    │   └── PromptTooLongError          a prompt that has more tokens than a model reads
     ├── BusyError              exit 3   another run holds the folder
     ├── VerificationError      exit 4   an artefact on disk is not what its manifest says
     └── ResourceError          exit 5   out of disk or memory
@@ -56,6 +57,10 @@ class ModelError(InputError):
 
 class LimitError(InputError):
     """A source that a recipe's ``limits`` do not let through: by its tokenizer, or by what its rows say."""
+
+
+class PromptTooLongError(InputError):
+    """A prompt that has more tokens than a model reads."""
 
 
 class BusyError(LmfuseError):

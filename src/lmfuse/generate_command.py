@@ -15,9 +15,9 @@ from rich.text import Text
 
 from lmfuse.catalogue import DecodeMethod
 from lmfuse.console import Console
-from lmfuse.errors import InputError, did_you_mean
+from lmfuse.errors import InputError, ResourceError, did_you_mean
 from lmfuse.generate import FusedWriter
-from lmfuse.generate_batch import read_tasks, write_batch
+from lmfuse.generate_batch import BATCH_PROMPTS, read_tasks, write_batch
 from lmfuse.model_files import told_apart
 from lmfuse.models import ModelSpec, load_model, pick_device
 from lmfuse.schema_errors import problems
@@ -27,6 +27,7 @@ from lmfuse.yaml_strict import load_yaml
 
 COLOURS = ("green", "cyan", "magenta", "yellow", "blue", "red")
 DTYPES = ("float32", "bfloat16", "float16")
+TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c")  # set the direction of what follows
 
 
 class _Method(BaseModel):
@@ -131,6 +132,10 @@ class Printer:
                 self._passage(each)
         return said
 
+    def say(self, line: str) -> None:
+        """Print a line that nobody wrote."""
+        self.rich.print(Text(visible(line), style="yellow"))
+
     def _passage(self, passage: Passage) -> None:
         colour = self.colours.get(passage.author, "default")
         if not self.explain:
@@ -140,11 +145,11 @@ class Printer:
                 self.file.write(passage.text)
             self.file.flush()
             return
-        line = Text(f"{passage.author:>16}  ", style=colour) + Text(repr(passage.text), style=colour)
-        proposals = [
-            f"{label} {passage.candidates.get(label, '')!r}" + (f" {passage.scores[label]:.3f}" if label in passage.scores else "")
-            for label in dict.fromkeys([*passage.candidates, *passage.scores])
-        ]
+        line = Text(f"{passage.author:>16}  ", style=colour) + Text(repr(visible(passage.text)), style=colour)
+        proposals = []
+        for label in dict.fromkeys([*passage.candidates, *passage.scores]):
+            said = [repr(visible(passage.candidates[label]))] if label in passage.candidates else []
+            proposals.append(" ".join([label, *said, *([f"{passage.scores[label]:.3f}"] if label in passage.scores else [])]))
         self.rich.print(line + Text(("   " + "; ".join(proposals)) if passage.scores else "", style="dim"))
 
     def _end(self, finish: Finish) -> None:
@@ -179,9 +184,17 @@ def prompt_of(text: str, system: str, chat_template: str) -> Prompt:
 
 
 def generate(
-    together: Together, settings: WritingSettings, *, prompt: str | None, file: Path | None, out: Path | None, system: str, explain: bool
+    together: Together,
+    settings: WritingSettings,
+    *,
+    prompt: str | None,
+    file: Path | None,
+    out: Path | None,
+    system: str,
+    explain: bool,
+    batch_prompts: int = BATCH_PROMPTS,
 ) -> None:
-    """Write one text to the terminal, or one for each line of a file.
+    """Write one text to the terminal, or one for each line of a file, ``batch_prompts`` at the same time.
 
     Raises:
         InputError: not exactly one of ``prompt`` and ``file``, ``file`` without ``out`` or the reverse; or see ``load_writer``.
@@ -191,13 +204,17 @@ def generate(
         raise InputError("generate: give --prompt, or --file and --out")
     if file is None or out is None:
         said = prompt_of(prompt or "", system, together.chat_template)
+        if isinstance(said, str) and said.endswith(" "):
+            Console().warn(
+                "the prompt ends in a space: most models write the space together with the next word, and go on badly behind one"
+            )
         writer = load_writer(together)
         Printer(writer.models, explain=explain).show(writer.write(said, settings))
         return
     tasks = read_tasks(file, chat=together.chat_template != "none", system=system)
     writer, console = load_writer(together), Console()
-    with console.task(f"{len(tasks):,} texts by {', '.join(writer.models)}", len(tasks)) as advance:
-        counters = write_batch(writer, tasks, settings, out, advance)
+    with console.task(f"{len(tasks):,} texts by {', '.join(writer.models)}", len(tasks), "texts") as advance:
+        counters = write_batch(writer, tasks, settings, out, advance, batch_prompts)
     console.say(", ".join(f"{name} {count:,}" for name, count in counters.items()) + f"; written to {out}")
 
 
@@ -213,7 +230,7 @@ def chat(together: Together, settings: WritingSettings, *, system: str, explain:
 
     def ask() -> str | None:
         try:
-            return input("> ") or None
+            return input("> ")
         except EOFError:
             return None
 
@@ -223,7 +240,7 @@ def chat(together: Together, settings: WritingSettings, *, system: str, explain:
 def converse(writer: Writer, settings: WritingSettings, printer: Printer, system: str, ask: Callable[[], str | None]) -> list[Segment]:
     """Talk: ask for a message, print the answer, and so on until there is none; ``/new`` begins again. Return the conversation.
 
-    An interrupt ends the answer, what was said of it stays.
+    An interrupt ends the answer, what was said of it stays. A message that cannot be answered is taken back.
     """
     first = [Segment(system, "system", trained=False)] if system else []
     messages = list(first)
@@ -231,8 +248,14 @@ def converse(writer: Writer, settings: WritingSettings, printer: Printer, system
         if said.strip() == "/new":
             messages = list(first)
         elif said.strip():
-            messages.append(Segment(said, "user", trained=False))
-            messages.append(Segment(_answer(writer, messages, settings, printer), "assistant", trained=False))
+            asked = [*messages, Segment(said, "user", trained=False)]
+            try:
+                answer = _answer(writer, asked, settings, printer)
+            except (InputError, ResourceError) as problem:
+                printer.say(f"{problem}; {problem.hint}, or begin again with /new" if problem.hint else str(problem))
+                continue
+            if answer:
+                messages = [*asked, Segment(answer, "assistant", trained=False)]
     return messages
 
 

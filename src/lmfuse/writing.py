@@ -1,6 +1,6 @@
 """What writing a text looks like from outside: a prompt and settings in, passages out, whoever wrote them, one model or several.
 
-``generate.py`` has the writers; the command line, the server and the evaluation only read what they yield.
+``lmfuse.generate`` has the writers; the command line, the server and the evaluation only read what they yield.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class Passage:
         text: whole characters, never a part of one; not empty.
         author: the label of the model that wrote it; of a blend of distributions, the one that gave it the most probability.
         scores: what the judges made of each model's candidate, in the unit of the method, lower is better; empty where nothing was judged.
+            Where there are no candidates (a blend of distributions over bytes): what this text costs each model, in nats per byte.
         candidates: the text that each model proposed, by label; ``""`` for the proposal to end here. May be empty.
     """
 
@@ -65,7 +66,7 @@ class WritingSettings:
 
     Attributes:
         max_bytes: of the text, at most; cut in front of the character that would exceed it.
-        max_tokens: of the reference model (the first one), at most; None: no such limit.
+        max_tokens: of the reference model (the first one), at most; cut behind the last character that these write whole. None: no such limit.
         stop: strings that end the text; neither they nor what follows is part of it.
         temperature: 0 takes the likeliest token each time; else tokens are drawn.
         top_p: tokens are drawn from the fewest likeliest ones that have this probability together.

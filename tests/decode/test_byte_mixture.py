@@ -60,6 +60,13 @@ def test_a_union_by_hand():
     np.testing.assert_allclose(np.exp(-Unite(weights=(0, 2))(rows, [[0], [0], [1]]).scores), [0.25, 0.5, 0.25])
 
 
+def test_a_model_that_can_write_none_has_no_part_in_the_mean():
+    rows = logs([0.4, 0.4], [0.0, 0.0], [0.1, 0.3])
+    np.testing.assert_allclose(np.exp(-Unite()(rows, [[0], [2]]).scores), [(0.5 + 0.25) / 2, (0.5 + 0.75) / 2])
+    np.testing.assert_allclose(np.exp(-Unite(weights=(1, 5, 3))(rows, [[0], [2]]).scores), [(0.5 + 3 * 0.25) / 4, (0.5 + 3 * 0.75) / 4])
+    assert np.isposinf(Unite()(logs([0.0, 0.0]), [[0], [0]]).scores).all()
+
+
 def test_equal_strings_go_to_the_leader():
     rows = logs([0.5, 0.5], [0.5, 0.5])
     assert Unite()(rows, [[0], [1]]).index == 0

@@ -1,17 +1,23 @@
 """A model's law of the next byte."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lmfuse.bytes import ByteTokenizer
 from lmfuse.decode.boundaries import whole_characters
+from lmfuse.generate import byte_reader
 from lmfuse.generate.byte_reader import ByteReader, SortedTokens, allowed_symbols
 from lmfuse.generate.session import Session
 from lmfuse.models import wrap_module
-from lmfuse.types import Document
+from lmfuse.types import Document, Vocabulary
 from lmfuse.writing import WritingSettings
 from tests.generate.build import small_model
 from tests.generate.table_models import START, table_model
@@ -148,6 +154,43 @@ def test_a_dummy_prefix_is_expected_but_not_shown():
     it.push(ord("T"))
     assert it.text == b"T"
     assert probs(it).argmax() < 256
+
+
+def test_a_vocabulary_is_sorted_once_and_forgotten_with_it():
+    words = Vocabulary.from_tokens([b"b", b"a", b""])
+    found = SortedTokens.of(words, (1,))
+    assert SortedTokens.of(words, (1,)) is found
+    assert SortedTokens.of(words).tokens == (b"a", b"b")
+    assert found.tokens == (b"b",)
+    kept, gone = len(byte_reader._sorted), weakref.ref(words)
+    del words
+    gc.collect()
+    assert gone() is None
+    assert len(byte_reader._sorted) == kept - 2
+
+
+@given(st.lists(st.binary(min_size=1, max_size=4), max_size=12), st.binary(max_size=3))
+def test_how_tokens_go_on_against_a_loop(tokens, beginning):
+    words = SortedTokens.of(Vocabulary.from_tokens([b"", *tokens]))
+    found = words.following(beginning)
+    assert words.tokens == tuple(sorted(tokens))
+    assert list(words.tokens[found.low : found.first]) == [token for token in tokens if token == beginning]
+    longer = sorted(token for token in tokens if token.startswith(beginning) and token != beginning)
+    assert list(words.tokens[found.first : found.high]) == longer
+    after = [token[len(beginning)] for token in longer]
+    assert found.symbols.tolist() == sorted(set(after))
+    assert found.places.tolist() == [after.index(symbol) for symbol in sorted(set(after))]
+
+
+@torch.inference_mode()
+def test_what_was_weighed_is_not_read_again():
+    it = reader(table_model({START: {" one": 1.0}, " one": {" two": 1.0}, " two": {" one": 1.0}}))
+    for byte in b" one two one two":
+        it.push(byte)
+    it.finish()
+    assert it.session.text == b" one two one two"
+    assert it.session.num_tokens == 4
+    assert it.session.reader.tokens_read == 1 + 4
 
 
 def test_what_may_follow():

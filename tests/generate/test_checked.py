@@ -5,7 +5,7 @@ import pytest
 from lmfuse import generate
 from lmfuse.decode.cool import Cool
 from lmfuse.decode.safe import Safe
-from lmfuse.generate import FusedWriter, segments
+from lmfuse.generate import FusedWriter, checked, segments
 from lmfuse.writing import Finish, WritingSettings
 from tests.generate.build import WatchedCrew, run, small_model
 from tests.generate.table_models import START, table_model
@@ -24,11 +24,27 @@ def test_fused_only_where_they_differ():
     assert run(FusedWriter([writes, checks], ("W", "C"), Safe(threshold=0.05)), "")[0] == " a b c"
 
 
+def test_a_word_that_the_checker_would_write_itself_is_not_doubted():
+    # the checker gives " b" no more than 0.3, but nothing more than that
+    writes = table_model({START: {" b": 0.9}, " b": {" c": 0.9}, " c": {}})
+    checks = table_model({START: {" b": 0.3, " x": 0.29, " y": 0.28}, " b": {" c": 0.9}, " c": {}, " x": {}, " y": {}})
+    _, passages, _ = run(FusedWriter([writes, checks], ("W", "C"), Safe(threshold=0.9)), "")
+    assert [(each.text, each.author, dict(each.candidates)) for each in passages] == [(" b c", "W", {})]
+
+
+def test_a_checker_without_weight_doubts_nothing():
+    writes = table_model({START: {" a": 0.9}, " a": {" b": 0.9}, " b": {}, " x": {}})
+    doubts = table_model({START: {" x": 0.9, " a": 0.1}, " a": {" b": 0.9}, " b": {}, " x": {}})
+    assert run(FusedWriter([writes, doubts], method=Safe(weights=(1, 0))), "")[0] == " a b"
+    assert len(run(FusedWriter([writes, doubts], method=Safe(weights=(1, 0))), "")[1]) == 1
+
+
 @pytest.mark.parametrize("threshold", [0.0, 0.02, 1.0])
 def test_three_tokenizers_share_one_text(threshold, monkeypatch):
-    commit = segments._commit
+    commit = segments.commit
     monkeypatch.setattr(generate, "Crew", WatchedCrew)
-    monkeypatch.setattr(segments, "_commit", lambda crew, text: (commit(crew, text), crew.check()))
+    for module in (segments, checked):
+        monkeypatch.setattr(module, "commit", lambda crew, text: (commit(crew, text), crew.check()))
     models = [small_model(kind, seed, ends=False) for seed, kind in enumerate(KINDS)]
     text, passages, _ = run(FusedWriter(models, KINDS, Safe(threshold=threshold, words=3)), "The quick", max_bytes=80)
     assert len(text.encode()) > 70

@@ -7,7 +7,9 @@ import torch
 
 from lmfuse.errors import ResourceError
 from lmfuse.generate import crew as crew_room
+from lmfuse.generate.cache import Seat, read_alone
 from lmfuse.generate.crew import CancelledError, Crew
+from lmfuse.generate.rooms import Rooms
 from lmfuse.models import LanguageModel
 from lmfuse.writing import WritingSettings
 from tests.generate.build import small_model
@@ -53,6 +55,15 @@ def test_one_device_needs_no_threads(stubs):
     crew = stubs("cpu", "cpu")
     assert set(crew.each(lambda _: threading.get_ident())) == {threading.get_ident()}
     crew.close()
+
+
+def test_a_text_that_is_written_beside_others_stays_in_its_thread(stubs, monkeypatch):
+    seen = []
+    monkeypatch.setattr(crew_room, "Session", lambda model, *more: seen.append(more[-1]) or model)
+    seats = [Seat(Rooms(1), 0, read_alone) for _ in range(3)]
+    crew = Crew([Stub("cpu"), Stub("meta"), Stub("cpu")], ["a", "b", "c"], "", WritingSettings(), seats=seats)
+    assert list(map(seats.index, seen)) == [0, 2, 1]  # a device at a time
+    assert crew.each(lambda index: (index, threading.get_ident())) == [(index, threading.get_ident()) for index in range(3)]
 
 
 @pytest.mark.parametrize("devices", [("cpu",), ("cpu", "meta")])

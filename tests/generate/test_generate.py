@@ -8,6 +8,7 @@ from lmfuse.decode.cool import Cool
 from lmfuse.decode.cool_rerank import CoolRerank
 from lmfuse.decode.rerank import Rerank
 from lmfuse.decode.safe import Safe
+from lmfuse.decode.unite import Unite
 from lmfuse.errors import InputError
 from lmfuse.generate import FusedWriter, segments
 from lmfuse.writing import Finish, Passage, Writer, WritingSettings
@@ -26,14 +27,14 @@ def ids_of(text_ids, model):
 @pytest.fixture
 def watched(monkeypatch):
     """Every crew is kept, and checked after every commit."""
-    commit = segments._commit
+    commit = segments.commit
 
     def checked(crew, text):
         commit(crew, text)
         crew.check()
 
     monkeypatch.setattr(generate, "Crew", WatchedCrew)
-    monkeypatch.setattr(segments, "_commit", checked)
+    monkeypatch.setattr(segments, "commit", checked)
     return WatchedCrew
 
 
@@ -172,6 +173,111 @@ def test_limits_and_stop_strings(method):
     text, _, finish = run(writer, "")  # up to the context of 64 tokens
     assert finish.reason == "length"
     assert 55 <= finish.usage.tokens["model-1"] <= 63
+
+
+LONG = [Cool(segment="sentence"), Cool(segment="paragraph"), Cool(segment="answer")]
+
+
+@pytest.mark.parametrize("method", LONG, ids=lambda method: method.segment)
+def test_long_segments_end_where_the_text_has_to(method, watched):
+    models = [small_model(kind, seed, ends=False) for seed, kind in enumerate(KINDS)]
+    writer = FusedWriter(models, KINDS, method)
+    text, _, finish = run(writer, PROMPTS[1], max_bytes=20)
+    assert (18 <= len(text.encode()) <= 20, finish.reason) == (True, "length")
+    assert sum(session.reader.tokens_read for session in watched.last.sessions) < 300
+    stop = next(character for character in text[5:] if character not in text[:5])
+    text, _, finish = run(writer, PROMPTS[1], max_bytes=100, stop=(stop,))  # proposals that end earlier may have another winner
+    assert stop not in text
+    assert finish.reason == "stop" or len(text.encode()) >= 97
+    alone = FusedWriter(models[:1], list(KINDS)[:1], method)
+    whole = run(alone, PROMPTS[1], max_bytes=100)[0]
+    stop = next(character for character in whole[5:] if character not in whole[:5])
+    text, _, finish = run(alone, PROMPTS[1], max_bytes=100, stop=(stop,))
+    assert (text, finish.reason) == (whole[: whole.index(stop)], "stop")
+    assert sum(session.reader.tokens_read for session in watched.last.sessions) < 900
+    text, _, finish = run(writer, PROMPTS[1], max_tokens=9)
+    assert (finish.usage.tokens["byte_bpe"] in (8, 9), finish.reason) == (True, "length")
+
+
+def test_a_stop_string_that_begins_in_the_segment_before_ends_the_next():
+    words = {START: {" one": 1.0}, " one": {" two": 1.0}, " two": {" one": 1.0}}
+    writer = FusedWriter([table_model(words)] * 2, method=Cool(segment="paragraph", max_segment_tokens=1))
+    text, _, finish = run(writer, "", stop=("e two o",))
+    assert (text, finish.reason) == (" on", "stop")
+
+
+@pytest.mark.parametrize("method", [*LONG, Rerank(), CoolRerank(segment="answer")])
+def test_models_with_different_contexts_write_up_to_the_smallest(method, watched):
+    models = [small_model(kind, seed, 512 if seed == 0 else 40, ends=False) for seed, kind in enumerate(KINDS)]
+    text, _, finish = run(FusedWriter(models, KINDS, method), PROMPTS[1])
+    assert finish.reason == "length"
+    assert all(len(session.ids) <= session.model.context for session in watched.last.sessions)
+    assert len(text.encode()) >= 15
+    fullest = max(len(session.ids) / session.model.context for session in watched.last.sessions)
+    assert fullest > 0.5
+
+
+@pytest.mark.parametrize("method", [Rerank(), CoolRerank(), Cool(segment="answer")])
+def test_an_answer_that_another_cannot_hold_is_cut_and_not_dropped(method):
+    # A is sure of a long answer, B's context holds four tokens of it; B's own answer is bad
+    a = table_model({START: {" a": 0.97, " x": 0.01}, " a": {" a": 1.0}, " x": {}})
+    b = table_model({START: {" x": 0.5, " a": 0.45}, " a": {" a": 1.0}, " x": {}}, context=5)
+    text, passages, finish = run(FusedWriter([a, b], ("A", "B"), method), "")
+    assert (text, finish.reason) == (" a a a a", "length")
+    if isinstance(method, Rerank):
+        assert passages[0].candidates == {"A": " a a a a", "B": " x"}
+
+
+@pytest.mark.parametrize("method", [Rerank(), CoolRerank(), Safe(), Cool(), *LONG])
+def test_the_reference_models_tokens_are_counted_exactly(method):
+    models = [small_model(kind, seed) for seed, kind in enumerate(KINDS)]
+    for seed in range(3):
+        for most in (1, 2, 3, 5, 8):
+            settings = {"max_tokens": most, "max_bytes": 300, "temperature": 1.0, "seed": seed}
+            _, _, finish = run(FusedWriter(models, KINDS, method), "Anna has 12", **settings)
+            assert finish.usage.tokens["byte_bpe"] <= most
+
+
+@pytest.mark.parametrize("method", [Rerank(), CoolRerank()])
+def test_an_empty_answer_is_left_out_unless_all_are(method):
+    # A ends at once (0.6), which both find likelier than anything that B says
+    a = table_model({START: {" one": 0.4}, " one": {" two": 0.5}, " two": {" one": 0.1}})
+    b = table_model({START: {" one": 0.55}, " one": {" two": 0.6}, " two": {" one": 0.1}})
+    text, passages, finish = run(FusedWriter([a, b], ("A", "B"), method), "")
+    assert (text, finish.reason) == (" one two", "stop")
+    assert {passage.author for passage in passages} == {"B"}
+    text, _, finish = run(FusedWriter([a, a], method=method), "")
+    assert (text, finish.reason) == ("", "stop")
+    newline = table_model({START: {"\n": 0.9}, "\n": {" one": 0.5}, " one": {" two": 0.9}, " two": {}})
+    text, passages, _ = run(FusedWriter([newline, b], ("A", "B"), method), "", stop=("\n",))  # empty by a stop string
+    assert text == " one two"
+
+
+def test_the_fused_answer_has_the_scores_of_answers():
+    a = table_model({START: {" a": 0.9, " b": 0.05}, " a": {" x": 0.4, " y": 0.35}, " b": {" x": 0.5, " y": 0.4}, " x": {}, " y": {}})
+    b = table_model({START: {" a": 0.45, " b": 0.55}, " a": {" y": 0.95, " x": 0.01}, " b": {" y": 0.9}, " x": {}, " y": {}})
+    _, passages, _ = run(FusedWriter([a, b], ("A", "B"), CoolRerank()), "")
+    assert passages[0].candidates == {"A": " a x", "B": " b y", "fused": " a y"}
+    together = ((0.9 * 0.35) ** -0.5 + (0.45 * 0.95) ** -0.5) / 2
+    alone = ((0.9 * 0.4) ** -0.5 + (0.45 * 0.01) ** -0.5) / 2
+    other = ((0.05 * 0.4) ** -0.5 + (0.55 * 0.9) ** -0.5) / 2
+    assert passages[0].scores == pytest.approx({"A": alone, "B": other, "fused": together}, rel=1e-4)
+    assert not passages[1].scores
+    assert not passages[1].candidates
+
+
+@pytest.mark.parametrize("method", [Cool(), Rerank(), CoolRerank(), Safe(threshold=1.0), Unite()])
+def test_scores_and_candidates_belong_together(method):
+    models = [small_model(kind, seed) for seed, kind in enumerate(KINDS)]
+    _, passages, _ = run(FusedWriter(models, KINDS, method), PROMPTS[0], max_bytes=60)
+    scored = [passage for passage in passages if passage.scores]
+    assert scored
+    for passage in scored:
+        assert set(passage.scores) == set(passage.candidates)
+        if not isinstance(method, CoolRerank):
+            assert len({(passage.candidates[label], score) for label, score in passage.scores.items()}) == len(
+                set(passage.candidates.values())
+            )
 
 
 def test_a_writer_that_nobody_waits_for_stops():

@@ -11,7 +11,7 @@ from lmfuse.decode.unite import Unite
 from lmfuse.errors import InputError
 from lmfuse.generate import FusedWriter
 from lmfuse.generate.crew import Crew
-from lmfuse.generate.joint import next_string_log_probs, prompt_nats_per_byte
+from lmfuse.generate.joint import Picker, _likeliest, next_string_log_probs, prompt_nats_per_byte
 from lmfuse.types import Document, Segment
 from lmfuse.writing import Finish, WritingSettings
 from tests.generate.build import WatchedCrew, run, small_model
@@ -60,7 +60,55 @@ def test_a_union_of_tables_by_hand():
     assert finish.reason == "stop"
     assert text == " tea"
     assert passages[0].candidates == {"A": " tea", "B": " te"}
-    assert passages[0].scores == pytest.approx({"A": -np.log(0.5), "B": -np.log(0.5)}, rel=1e-4)
+    # A: 2/3 and 1/3 of its 0.75, nothing for " te"; B: of its 1.4 for " tea" (as " te"), " gin" and " te" 5/14, 4/14, 5/14
+    assert passages[0].scores == pytest.approx({"A": -np.log((2 / 3 + 5 / 14) / 2), "B": -np.log(5 / 28)}, rel=1e-4)
+    assert passages[0].author == "A"  # who named it, though B finds its first token as likely
+
+
+def test_the_author_of_a_string_is_one_that_named_it():
+    # only C names " tea"; A and B would begin it with " te", which they find likelier than C finds it
+    short = table_model({START: {" te": 0.6, " x": 0.4}, " te": {}, " x": {}})
+    long = table_model({START: {" tea": 0.5, " x": 0.3}, " tea": {}, " x": {}}, more=(" te",))
+    _, passages, _ = run(FusedWriter([short, short, long], ("A", "B", "C"), Unite(top_k=1)), "")
+    assert (passages[0].text, passages[0].author) == (" tea", "C")
+
+
+@torch.inference_mode()
+def test_naming_strings_draws_nothing():
+    model = small_model(ends=False)
+    crew = Crew([model], ["it"], "The quick", WritingSettings(temperature=5.0))
+    session = crew.sessions[0]
+    state = session.chooser._random.get_state()
+    greedy = Crew([model], ["it"], "The quick", WritingSettings())
+    assert _likeliest(session, 3) == _likeliest(greedy.sessions[0], 3)
+    assert torch.equal(session.chooser._random.get_state(), state)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_reference_models_tokens_are_counted_exactly(method):
+    models = [small_model(kind, seed) for seed, kind in enumerate(KINDS)]
+    for seed in range(3):
+        for most in (1, 2, 3, 5, 8):
+            settings = {"max_tokens": most, "max_bytes": 300, "temperature": 1.0, "seed": seed}
+            _, _, finish = run(FusedWriter(models, KINDS, method), "Anna has 12", **settings)
+            assert finish.usage.tokens["byte_bpe"] <= most
+
+
+def test_a_word_that_exceeds_the_limit_of_tokens_is_cut_behind_its_last_token():
+    words = {START: {" one": 1.0}, " one": {"ly": 1.0}, "ly": {"est": 1.0}, "est": {" two": 1.0}, " two": {}}
+    for method in (ByteMixture(), PackLLM()):
+        writer = FusedWriter([table_model(words)] * 2, method=method)
+        for most, expected in ((1, " one"), (2, " only"), (3, " onlyest"), (4, " onlyest two")):
+            text, _, finish = run(writer, "", max_tokens=most)
+            assert (text, finish.usage.tokens["model-1"]) == (expected.replace("only", "onely"), most)
+        assert finish.reason == "stop"
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40, 5e-324])
+def test_hardly_any_temperature_is_none(temperature):
+    crew = Crew([small_model()], ["it"], "The", WritingSettings())
+    log_probs = np.log(np.array([0.2, 0.5, 0.0, 0.3]) + 1e-300)
+    assert Picker(WritingSettings(temperature=temperature), crew)(log_probs) == 1
 
 
 def test_the_prompt_decides_who_speaks():

@@ -11,9 +11,11 @@ from lmfuse.decode.cool import Cool
 from lmfuse.errors import InputError, TokenizerError
 from lmfuse.generate import FusedWriter
 from lmfuse.generate.crew import Crew
+from lmfuse.generate.draft import KEPT_ROWS
 from lmfuse.generate.prompt import last_words, read_prompt
 from lmfuse.generate.segments import write_segments
 from lmfuse.generate.session import ContextFullError, Session
+from lmfuse.generate.tokens import unfinished
 from lmfuse.models import wrap_module
 from lmfuse.types import Segment
 from lmfuse.writing import WritingSettings
@@ -21,6 +23,11 @@ from tests import chat_templates
 from tests.fakes import byte_bpe, metaspace_bpe, unigram, wordpiece
 from tests.generate.build import check_session, run, small_model
 from tests.generate.table_models import START, table_model
+
+
+def up_to_the_limit(written):
+    return len(written.data) if written.limit_met or written.ended else None
+
 
 USER = [Segment("What is 12 + 7?", "user")]
 
@@ -71,8 +78,9 @@ def test_tokens_before_the_end_are_rolled_back_where_the_text_goes_on_inside_a_w
 
 @torch.inference_mode()
 def test_its_own_draft_and_what_begins_it_cost_nothing():
-    it = session(small_model(), "The quick")
-    draft = it.propose(lambda data, ends, ended, met: len(data) if met or ended else None, 6)
+    words = {START: {" one": 1.0}, " one": {" two": 0.5}, " two": {" one": 0.25}}
+    it = session(table_model({**words, " two": {" one": 0.75}}))
+    draft = it.propose(up_to_the_limit, 6)
     read = it.reader.tokens_read
     part = draft.data[: draft.ends[2]]
     verdicts = it.judge([draft.data, part])
@@ -80,15 +88,71 @@ def test_its_own_draft_and_what_begins_it_cost_nothing():
     assert verdicts[1].nll_nats == pytest.approx(sum(draft.nll_nats[:3]))
     it.commit(part)
     assert it.reader.tokens_read == read
-    check_session(it, part)
+    assert (it.text, it.reader.length) == (part, len(it.ids))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", ["byte_bpe", "metaspace_bpe", "unigram"])
+def test_any_part_of_a_long_draft_can_be_taken_over(kind):
+    """Only the last rows are kept; what is needed of older ones is computed again."""
+    for part in (1, 5, 30, 59, 60):
+        it = session(small_model(kind, ends=False), "The quick")
+        draft = it.propose(up_to_the_limit, 60)
+        assert len(draft._rows) == KEPT_ROWS
+        count = next(place for place in range(part, 0, -1) if unfinished(draft.data[: draft.ends[place - 1]]) == b"")
+        text = draft.data[: draft.ends[count - 1]]
+        it.commit(text)
+        check_session(it, text)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", ["byte_bpe", "metaspace_bpe", "unigram"])
+def test_any_part_of_a_long_segment_that_was_judged_can_be_taken_over(kind):
+    long = b" jumps over the lazy dog, and the dog sleeps on; the fox goes home and sleeps as well"
+    for text in (b" jumps", b" jumps over the lazy dog", long):
+        it = session(small_model(kind), "The quick brown fox")
+        it.judge([long, b" 12"])
+        assert len(it._known[long].rows) <= KEPT_ROWS
+        it.commit(text)
+        check_session(it, text)
+
+
+@torch.inference_mode()
+def test_a_draft_that_its_tokenizer_would_cut_otherwise_is_judged_like_any_other():
+    # it writes " to" + "day" (1/2 * 1/2), but its tokenizer writes " today" (1/8)
+    table = {START: {" to": 0.5, " today": 0.125, " gin": 0.25}, " today": {}, " to": {"day": 0.5}, "day": {}, " gin": {}}
+    it = session(table_model(table))
+    draft = it.propose(up_to_the_limit, 2)
+    assert draft.data == b" today"
+    found, other = it.judge([b" today", b" gin"])
+    assert (found.nll_nats, found.tokens) == (pytest.approx(np.log(8)), 1)
+    assert (other.nll_nats, other.tokens) == (pytest.approx(np.log(4)), 1)
+    it.commit(b" today")  # as it wrote it: alone it would have gone on like that
+    assert (it.num_tokens, it.nll_nats, it.reader.length) == (2, pytest.approx([np.log(2), np.log(2)]), len(it.ids))
+
+
+@torch.inference_mode()
+def test_what_fits_into_a_context_and_into_a_number_of_tokens():
+    words = {START: {" one": 1.0}, " one": {" two": 1.0}, " two": {" one": 1.0}}
+    it = session(table_model(words, context=6))  # one token is the prompt's
+    text = b" one two one two one two"
+    assert it.fitting(text) == len(b" one two one two one")
+    assert it.fitting(text, 2) == len(b" one two")
+    assert it.fitting(b" oneX", 1) == len(b" one")
+    assert it.fitting(" one né".encode(), 4) == len(b" one n")
+    assert it.fitting(b"") == 0
+    it.commit(b" one two")
+    assert it.fitting(b" one two one two") == len(b" one two one")
+    assert it.fitting(b" one", 2) == 0
+    assert it.judge([b" one two one"])[0].nll_nats < np.inf
 
 
 @torch.inference_mode()
 def test_what_was_drawn_behind_a_segment_is_not_drawn_again():
     it = session(small_model(), "The quick", temperature=1.0, seed=3)
-    first = it.propose(lambda data, ends, ended, met: ends[2] if len(ends) == 6 else None, 16)
+    first = it.propose(lambda written: written.ends[2] if len(written.ends) == 6 else None, 16)
     it.commit(first.data[: first.ends[2]])
-    again = it.propose(lambda data, ends, ended, met: len(data) if len(ends) == 3 else None, 16)
+    again = it.propose(lambda written: len(written.data) if len(written.ends) == 3 else None, 16)
     assert again.ids == first.ids[3:6]
     it.commit(b" other")
     assert not it._drawn
@@ -97,11 +161,11 @@ def test_what_was_drawn_behind_a_segment_is_not_drawn_again():
 @torch.inference_mode()
 def test_back_to_the_prompt():
     it = session(small_model(), "The quick brown")
-    first = it.propose(lambda data, ends, ended, met: len(data) if met or ended else None, 8)
+    first = it.propose(up_to_the_limit, 8)
     it.commit(first.data)
     it.restart()
     check_session(it, b"")
-    assert it.propose(lambda data, ends, ended, met: len(data) if met or ended else None, 8).ids == first.ids
+    assert it.propose(up_to_the_limit, 8).ids == first.ids
 
 
 @torch.inference_mode()

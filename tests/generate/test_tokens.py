@@ -54,6 +54,18 @@ def test_top_p_and_temperature():
     assert {chooser(seed, temperature=0.02)(probs, b"") for seed in range(50)} == {1}
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40, 5e-324])
+def test_hardly_any_temperature_is_none(temperature):
+    probs = logs(0.0, 0.3, 0.5, 0.0, 0.1, 0.1)
+    assert {chooser(seed, temperature=temperature)(probs, b"") for seed in range(5)} == {2}
+    assert chooser(temperature=temperature, top_p=0.5)(probs, b"") == 2
+
+
+def test_the_likeliest_whatever_the_temperature():
+    probs = logs(0.0, 0.3, 0.5, 0.0, 0.1, 0.1)
+    assert {chooser(seed, temperature=9.0).likeliest(probs, b"") for seed in range(20)} == {2}
+
+
 def test_the_seed_decides():
     probs = logs(0.0, 0.3, 0.3, 0.0, 0.2, 0.2)
     runs = [[(c := chooser(seed, temperature=1.0)) and [c(probs, b"") for _ in range(20)]] for seed in (1, 1, 2)]

@@ -1,5 +1,6 @@
 """A real server on a free port of 127.0.0.1, in a thread of the test."""
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -31,6 +32,13 @@ class Running:
     def http(self, **options) -> httpx2.Client:
         return httpx2.Client(base_url=self.url, **options)
 
+    def raw(self, data: bytes, **options) -> socket.socket:
+        """Return a connection on which this was sent."""
+        host, port = self.url.removeprefix("http://").split(":")
+        found = socket.create_connection((host, int(port)), **({"timeout": 10} | options))
+        found.sendall(data)
+        return found
+
     def post(self, body: bytes | str, path: str = "/v1/chat/completions", **options) -> httpx2.Response:
         with self.http() as client:
             return client.post(path, content=body, **options)
@@ -45,11 +53,11 @@ class Running:
 
 
 @contextmanager
-def serving(*writers, grace_seconds: float = 1.0, **options) -> Iterator[Running]:
+def serving(*writers, grace_seconds: float = 1.0, max_connections: int = 1024, **options) -> Iterator[Running]:
     """Serve these writers while the context lasts, and close in order."""
     app = create_app(writers, **options)
     listener, _ = bind("127.0.0.1", 0)
-    server = Server(app, grace_seconds)
+    server = Server(app, grace_seconds, max_connections=max_connections)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
@@ -59,6 +67,14 @@ def serving(*writers, grace_seconds: float = 1.0, **options) -> Iterator[Running
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive(), "the server did not end"
+
+
+def rest(raw: socket.socket) -> bytes:
+    """Return all that comes until the other side closes."""
+    found = bytearray()
+    while piece := raw.recv(2**16):
+        found += piece
+    return bytes(found)
 
 
 def until(holds, seconds: float = 10.0) -> None:

@@ -3,7 +3,7 @@
 import openai
 import pytest
 
-from lmfuse.errors import ResourceError
+from lmfuse.errors import PromptTooLongError, ResourceError
 from lmfuse.types import Segment
 from tests.serve.running import CHAT, serving
 from tests.serve.writers import STORY, Failing, Forgetful, Picky, Story
@@ -20,7 +20,8 @@ def story():
 def running(story):
     with serving(
         story, Picky("picky"), Forgetful("forgetful"), Failing(RuntimeError("secret path /home/x")), Failing(RuntimeError(), 2, "late"),
-        Failing(ResourceError("no memory"), 0, "full"), Story("org/model-7b"), Story("endless", endless=True), temperature=0.25,
+        Failing(ResourceError("no memory"), 0, "full"), Story("org/model-7b"), Story("endless", endless=True),
+        Failing(PromptTooLongError("the prompt has 9 tokens, a reads at most 5"), 0, "short"), temperature=0.25,
     ) as found:  # fmt: skip
         yield found
 
@@ -129,9 +130,10 @@ def test_models_are_listed_with_those_behind_them(client):
     assert caught.value.code == "model_not_found"
 
 
-def test_what_nobody_knows_is_ignored_and_what_changes_nothing_is_allowed(client):
+def test_what_does_not_matter_is_ignored_and_what_changes_nothing_is_allowed(client):
     neutral = {"presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "tools": [], "response_format": {"type": "text"}, "n": 1}
-    found = client.chat.completions.create(model="story", messages=CHAT, user="me", extra_body={"made_up": [1], **neutral})
+    neutral |= {"top_k": -1, "repetition_penalty": 1.0, "min_p": 0, "ignore_eos": False, "tool_choice": "auto"}
+    found = client.chat.completions.create(model="story", messages=CHAT, user="me", store=True, metadata={"a": "b"}, extra_body=neutral)
     assert found.choices[0].message.content == TEXT
 
 
@@ -146,9 +148,20 @@ def test_a_prompt_that_the_writer_refuses_is_400_also_for_a_stream(client):
     for stream in (False, True):
         with pytest.raises(openai.BadRequestError) as caught:
             client.chat.completions.create(model="picky", messages=CHAT, stream=stream)
-        assert caught.value.code == "prompt_refused"
+        assert (caught.value.code, caught.value.param) == ("prompt_refused", "messages")
         assert "chat template" in caught.value.message
         assert "command line" not in caught.value.message
+
+
+def test_a_prompt_that_a_model_cannot_read_whole_is_a_long_context(client, running):
+    for ask, field in (
+        (lambda: client.chat.completions.create(model="short", messages=CHAT), "messages"),
+        (lambda: client.completions.create(model="short", prompt="Hi"), "prompt"),
+    ):
+        with pytest.raises(openai.BadRequestError, match="a reads at most 5") as caught:
+            ask()
+        assert (caught.value.code, caught.value.param) == ("context_length_exceeded", field)
+    assert running.metric("lmfuse_texts_total", model="short", ending="refused_prompt") == 2
 
 
 @pytest.mark.parametrize("model", ["failing", "forgetful"])

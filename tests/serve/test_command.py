@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 
 import openai
@@ -10,7 +11,9 @@ import pytest
 
 from lmfuse.errors import InputError
 from lmfuse.pico import model_folder
+from lmfuse.serve import command
 from lmfuse.serve.command import Loading, Serving, labels_of, serve
+from lmfuse.serve.ending import ending_quietly
 from lmfuse.serve.server import KEY_VARIABLE
 from tests.runs import lmfuse
 
@@ -21,7 +24,7 @@ TEMPLATE = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_toke
 def started(folders, *arguments):
     """Run the command until it says where it listens; end it with SIGTERM, which is no failure."""
     models = [word for folder in folders for word in ("--models", str(folder))]
-    command = [
+    call = [
         sys.executable,
         "-m",
         "lmfuse.cli",
@@ -35,7 +38,7 @@ def started(folders, *arguments):
         "--device",
         "cpu",
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(call, stderr=subprocess.PIPE, text=True)
     try:
         line = process.stderr.readline()
         assert "chat at http://127.0.0.1:" in line, line + process.stderr.read()
@@ -75,7 +78,70 @@ def test_three_models_together_and_each_alone(tmp_path):
                 client.completions.create(model="code", prompt="x", max_tokens=31)
             with pytest.raises(openai.BadRequestError) as caught:
                 client.completions.create(model="code", prompt="word " * 5000)
-            assert caught.value.code == "prompt_refused"  # more than the model reads at once
+            assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "prompt")  # more than the model reads at once
+
+
+def test_a_text_that_is_cut_has_usage():
+    with (
+        started([model_folder("prose"), model_folder("code")], "--max-seconds", 0.1, "--chat-template", "none") as url,
+        openai.OpenAI(base_url=url, api_key="x", max_retries=0) as client,
+    ):
+        for model, labels in (("prose", {"prose"}), ("lmfuse", {"prose", "code"})):
+            found = client.completions.create(model=model, prompt="Once upon a time", max_tokens=480, temperature=1, seed=1)
+            assert found.lmfuse["ended_by_time"]
+            assert found.usage.prompt_tokens > 3
+            assert 0 <= found.usage.completion_tokens < 480
+            assert set(found.lmfuse["tokens"]) == labels
+            assert found.lmfuse["text_bytes"] == len(found.choices[0].text.encode())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_models_load_is_no_failure(number):
+    code = """
+import sys, time
+from lmfuse import cli
+from lmfuse.serve import command
+command.Loading.load = lambda self: (print("loading", flush=True), time.sleep(60))
+sys.argv = ["lmfuse", "serve", "--models", "a", "--port", "0"]
+cli.main()
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "loading\n"
+    process.send_signal(number)
+    assert process.communicate(timeout=20)[1] == ""
+    assert process.returncode == 0
+
+
+def test_a_signal_that_was_caught_is_as_before_afterwards():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught, ending_quietly():
+        signal.raise_signal(signal.SIGTERM)
+    assert caught.value.code == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+    thread = threading.Thread(target=lambda: ending_quietly().__enter__())  # which may catch none, and says nothing of it
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_options_reach_the_server(monkeypatch):
+    seen = []
+    monkeypatch.setattr(command, "serve", lambda loading, serving, say: seen.append(serving))
+    code, text = lmfuse(
+        "serve", "--models", "a", "--max-wait", "7", "--max-seconds", "3", "--allow-host", "x", "--allow-host", "y", "--queue", "2"
+    )
+    assert code == 0, text
+    assert (seen[0].limits.wait_seconds, seen[0].limits.seconds, seen[0].names, seen[0].places) == (7.0, 3.0, ("x", "y"), 2)
+
+
+def test_names_that_may_be_asked_for():
+    serving = Serving(names=("GPU-7.lab",))
+    assert serving.access(None, loopback=True).names == {"gpu-7.lab"}
+    assert serving.access(None, loopback=False).names > {"gpu-7.lab"}
+    assert serving.access("key", loopback=False).names == {"gpu-7.lab"}
+    for name in ("http://gpu", "gpu:80", "", "a b"):
+        with pytest.raises(InputError, match="--allow-host"):
+            Serving(names=(name,)).access(None, loopback=True)
 
 
 def test_one_model_has_one_name():

@@ -1,12 +1,13 @@
 """Who may ask, and from where."""
 
 import json
+import socket
 
 import openai
 import pytest
 
-from lmfuse.serve.gate import Access
-from tests.serve.running import CHAT, serving
+from lmfuse.serve.gate import Access, own_names
+from tests.serve.running import CHAT, rest, serving
 from tests.serve.writers import Story
 
 BODY = json.dumps({"model": "story", "messages": CHAT})
@@ -89,8 +90,67 @@ def test_our_own_page_is_not(unlocked):
     assert unlocked.post(BODY, headers={"Origin": unlocked.url}).status_code == 200
 
 
-def test_a_server_for_others_looks_at_the_origin_only():
-    with serving(Story(), access=Access(loopback=False)) as running:
-        assert running.post(BODY, headers={"Host": "gpu-7.lab"}).status_code == 200
-        assert running.post(BODY, headers={"Host": "gpu-7.lab", "Origin": "http://gpu-7.lab"}).status_code == 200
-        assert running.post(BODY, headers={"Host": "gpu-7.lab", "Origin": "http://evil.example"}).status_code == 403
+@pytest.fixture(scope="module")
+def public():
+    with serving(Story(), access=Access(loopback=False, names=frozenset({"gpu-7.lab"}))) as found:
+        yield found
+
+
+@pytest.mark.parametrize(
+    "host", ["gpu-7.lab", "GPU-7.lab.:8000", "10.0.0.1", "192.0.2.7:8000", "[2001:db8::1]:80", "localhost", "127.0.0.1"]
+)
+def test_what_a_server_for_others_is_called(public, host):
+    assert public.post(BODY, headers={"Host": host}).status_code == 200
+    assert public.post(BODY, headers={"Host": host, "Origin": f"http://{host}"}).status_code == 200
+    assert public.post(BODY, headers={"Host": host, "Origin": "http://evil.example"}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "gpu-7.lab.evil.example", "10.0.0.1.evil.example", "gpu-8.lab", "evil@10.0.0.1", "1.2.3", ""]
+)
+def test_a_name_that_was_pointed_at_a_server_for_others_is_refused(public, host):
+    """A page of evil.example whose address changed to this machine's has the same origin as its host."""
+    answer = public.post(BODY, headers={"Host": host, "Origin": f"http://{host}"})
+    assert answer.status_code == 403
+    assert answer.json()["error"]["code"] == "wrong_host"
+    assert "--allow-host" in answer.json()["error"]["message"]
+
+
+def test_this_machine_knows_its_own_name():
+    assert socket.gethostname().lower() in own_names()
+
+
+def test_names_of_models_are_worth_a_key(locked, unlocked):
+    with locked.http() as client:
+        assert client.get("/health").json() == {"status": "ok"}
+        assert "story" in client.get("/health", headers={"Authorization": f"Bearer {KEY}"}).json()["models"]
+        assert "story" not in client.get("/openapi.json").text
+        assert "story" not in client.get("/").text
+    with unlocked.http() as client:
+        assert "story" in client.get("/health").json()["models"]
+        assert "story" in client.get("/openapi.json").text
+
+
+def test_who_is_refused_here_is_counted_apart(locked):
+    before, others = count(locked, status="401", route="gate"), count(locked, route="other")
+    locked.post(BODY)
+    locked.post(BODY, path="/made/up")
+    assert count(locked, status="401", route="gate") == before + 2
+    assert count(locked, route="other") == others
+
+
+def count(running, **labels):
+    with running.http(headers={"Authorization": f"Bearer {KEY}"}) as client:
+        lines = client.get("/metrics").text.splitlines()
+    found = [line for line in lines if line.startswith("lmfuse_requests_total") and all(f'{key}="{labels[key]}"' in line for key in labels)]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in found)
+
+
+def test_two_lengths_are_refused_and_the_connection_is_closed(unlocked):
+    """What follows could be another request to a proxy than it is to us."""
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with unlocked.raw(head + b"0\r\n\r\nGET /health HTTP/1.1\r\nHost: localhost\r\n\r\n") as raw:
+        answer = rest(raw)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert b'"type":"invalid_request_error"' in answer

@@ -2,13 +2,14 @@
 
 import json
 import socket
+from contextlib import suppress
 
 import httpx2
 import openai
 import pytest
 
 from lmfuse.serve.intake import Limits
-from tests.serve.running import CHAT, serving
+from tests.serve.running import CHAT, rest, serving
 from tests.serve.writers import Story
 
 LIMITS = Limits(prompt_bytes=10_000, max_tokens=50)
@@ -75,7 +76,11 @@ WRONG = [
     (chat(stream=True, stream_options={"include_usage": "yes"}), "stream_options.include_usage"), (chat(stream=True, stream_options=[]), "stream_options"),
     (chat(tools=[{"type": "function"}]), "tools"), (chat(response_format={"type": "json_object"}), "response_format"), (chat(logprobs=True), "logprobs"),
     (chat(presence_penalty=1), "presence_penalty"), (chat(logit_bias={"5": 1}), "logit_bias"),
-    (chat(messages=[{"role": "user", "content": "x" * 10_001}]), "messages"),
+    (chat(messages=[{"role": "user", "content": "x" * 10_001}]), "messages"), (chat(top_k=5), "top_k"), (chat(repetition_penalty=1.7), "repetition_penalty"),
+    (chat(min_p=0.1), "min_p"), (chat(guided_json={}), "guided_json"), (chat(reasoning_effort="high"), "reasoning_effort"), (chat(echo=1), "echo"),
+    (chat(made_up=None), "made_up"), (chat(temprature=1), "temprature"), (chat(messages=[CHAT[0] | {"made_up": 1}]), "messages[0].made_up"),
+    (chat(messages=[{"role": "user", "content": [{"type": "text", "text": "x", "made_up": 1}]}]), "messages[0].content[0].made_up"),
+    (chat(stream=True, stream_options={"made_up": 1}), "stream_options.made_up"),
 ]  # fmt: skip
 
 
@@ -114,6 +119,15 @@ def test_what_a_completion_cannot_do(running, field):
     }  # fmt: skip
 
 
+def test_a_misspelt_field_is_refused_in_openais_words(running):
+    error = refused(running.post(chat(temprature=1)))
+    assert error == {
+        "message": "Unrecognized request argument supplied: temprature", "type": "invalid_request_error", "param": "temprature",
+        "code": "unknown_parameter",
+    }  # fmt: skip
+    assert len(refused(running.post(chat(**{"x" * 5000: 1})))["message"]) < 200
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
@@ -142,14 +156,32 @@ def test_a_body_whose_length_nobody_announced(running):
     assert refused(answer)["code"] == "request_too_large"
 
 
+HUGE = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999999\r\n"
+
+
 def test_a_length_that_is_only_announced(running):
-    """The answer comes before the body: nothing is kept of what is too large."""
-    host, port = running.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as raw:
-        raw.sendall(f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {10**13}\r\n\r\n".encode())
-        for _ in range(65):
-            raw.sendall(b"x" * 2**20)
-        assert raw.recv(100).startswith(b"HTTP/1.1 413 ")
+    """The answer comes before the body, and of that no more is read than a client needs that answers only when it is done."""
+    with running.raw(HUGE + b"\r\n") as raw:
+        assert raw.recv(1000).startswith(b"HTTP/1.1 413 ")
+        sent_megabytes = 0
+        with suppress(ConnectionError):
+            while sent_megabytes < 64:
+                raw.sendall(b"x" * 2**20)
+                sent_megabytes += 1
+        assert sent_megabytes < 64
+
+
+def test_who_asks_whether_to_send_is_told_not_to(running):
+    with running.raw(HUGE + b"Expect: 100-continue\r\n\r\n") as raw:
+        answer = rest(raw)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b" 100 " not in answer
+    body = chat().encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with running.raw(head) as raw:
+        assert raw.recv(1000).startswith(b"HTTP/1.1 100 ")
+        raw.sendall(body)
+        assert raw.recv(1000).startswith(b"HTTP/1.1 200 ")
 
 
 def test_clients_that_leave_before_their_body_is_complete(running):

@@ -6,6 +6,7 @@ import urllib.parse
 import pytest
 
 from lmfuse.serve.gate import Access
+from lmfuse.serve.intake import Limits
 from lmfuse.serve.page import page_text, policy
 from lmfuse.writing import Passage
 from tests.serve.browser import CHROMIUM, browser
@@ -26,6 +27,7 @@ TWO = Story(
         Passage(" of us wrote this.", "b", {"a": 1.5, "b": 0.2}, {"a": "", "b": " of us wrote this."}),
     )
 )
+WORDS = "[...it.childNodes].filter(part => part.nodeType === Node.TEXT_NODE).map(part => part.textContent).join('')"  # without its name
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 
 
@@ -60,7 +62,7 @@ def test_a_chat_shows_who_wrote_what(page, tmp_path):
         page.until("document.getElementById('model').value === 'story'")
         say(page, "Who are you?")
         answered(page)
-        assert page.run("[...document.querySelectorAll('.passage')].map(it => [it.className, it.lastChild.textContent])") == [
+        assert page.run(f"[...document.querySelectorAll('.passage')].map(it => [it.className, {WORDS}])") == [
             ["passage a0", "The two"], ["passage a1", " of us wrote this."],
         ]  # fmt: skip
         colours = page.run("[...document.querySelectorAll('.passage')].map(it => getComputedStyle(it).backgroundColor)")
@@ -93,7 +95,7 @@ def test_text_and_names_are_text_whatever_they_say(page):
         page.hover(".passage")
         assert page.run("document.title") == "lmfuse"
         assert page.run("document.querySelectorAll('main img, main script, main b, #tip i, #legend b').length") == 0
-        texts = page.run("[...document.querySelectorAll('.passage')].map(it => it.lastChild.textContent)")
+        texts = page.run(f"[...document.querySelectorAll('.passage')].map(it => {WORDS})")
         assert texts == [passage.text for passage in HOSTILE.passages]
 
 
@@ -109,6 +111,7 @@ def test_stop_stops_the_writer(page):
         until(lambda: story.over == 1)
         answered(page)
         assert "Stopped." in page.run("document.getElementById('log').innerText")
+        assert page.run("chat.messages.length") == 2  # what was said stays said
 
 
 @needs_browser
@@ -119,6 +122,135 @@ def test_errors_are_shown(page):
         say(page, "Hi")
         answered(page)
         assert "internal error (request req_" in page.run("document.querySelector('.error').textContent")
+
+
+@needs_browser
+def test_a_new_chat_while_an_answer_comes_is_empty(page):
+    story = Story(endless=True, pause_seconds=0.01)
+    with serving(story) as running:
+        page.open(running.url)
+        page.until("document.getElementById('model').value === 'story'")
+        say(page, "Go on for ever")
+        page.until("document.querySelectorAll('.passage').length > 5")
+        page.run("document.getElementById('fresh').click()")
+        until(lambda: story.over == 1)
+        page.until("document.getElementById('send').textContent === 'send'")
+        assert page.run("[document.getElementById('log').innerText, document.getElementById('legend').innerText]") == ["", ""]
+        page.run("document.getElementById('tokens').value = 3")
+        say(page, "Anew")
+        page.until("document.querySelectorAll('.passage').length === 3")
+        answered(page)
+        assert [segment.text for segment in story.prompts[-1]] == ["Anew"]
+        assert page.run("chat.messages.map(message => message.role)") == ["user", "assistant"]
+        assert "Stopped." not in page.run("document.getElementById('log').innerText")
+
+
+@needs_browser
+@pytest.mark.parametrize(("after", "kept"), [(0, False), (1, True)], ids=["refused", "broken off"])
+def test_a_message_that_was_not_answered_can_be_sent_again(page, after, kept):
+    with serving(Failing(RuntimeError("x"), after=after)) as running:
+        page.open(running.url)
+        page.until("document.getElementById('model').value === 'failing'")
+        say(page, "My long thought")
+        answered(page)
+        assert page.run("document.getElementById('text').value") == ("" if kept else "My long thought")
+        assert page.run("chat.messages.length") == (2 if kept else 0)
+        assert ("My long thought" in page.run("document.getElementById('log').innerText")) is kept
+        assert page.run("document.querySelectorAll('.error').length") == 1
+
+
+@needs_browser
+def test_empty_fields_are_left_to_the_server(page):
+    story = Story()
+    with serving(story, limits=Limits(max_tokens=77), temperature=0.5) as running:
+        page.open(running.url)
+        page.until("document.getElementById('model').value === 'story'")
+        page.run("document.getElementById('tokens').value = document.getElementById('temperature').value = ''")
+        say(page, "Hi")
+        page.until("document.querySelectorAll('.passage').length === 3")
+        assert (story.settings[-1].max_tokens, story.settings[-1].temperature) == (77, 0.5)
+
+
+@needs_browser
+def test_an_empty_answer_is_said_to_be_one(page):
+    story = Story(passages=())
+    with serving(story) as running:
+        page.open(running.url)
+        page.until("document.getElementById('model').value === 'story'")
+        say(page, "Hi")
+        page.until("document.querySelector('.assistant')?.innerText.includes('(no answer)')")
+        answered(page)
+        say(page, "And?")
+        until(lambda: story.begun == 2)
+        assert [segment.text for segment in story.prompts[-1]] == ["Hi", "", "And?"]
+
+
+@needs_browser
+def test_a_server_that_is_gone_is_told_of(page):
+    with serving(TWO) as running:
+        page.open(running.url)
+        page.until("document.getElementById('model').value === 'story'")
+    page.run("document.getElementById('model').replaceChildren()")
+    say(page, "Hi")
+    page.until("document.querySelector('.error')?.textContent.startsWith('The server does not answer')")
+    page.until("document.getElementById('send').textContent === 'send'")
+    assert page.run("document.getElementById('text').value") == "Hi"
+    assert not [each for each in page.complaints if "Uncaught" in each]
+    page.complaints.clear()
+
+
+@needs_browser
+def test_the_box_grows_with_its_text(page):
+    with serving(TWO) as running:
+        page.open(running.url)
+        page.run("document.getElementById('text').focus()")
+        height = "document.getElementById('text').offsetHeight"
+        low = page.run(height)
+        page.type("one\ntwo\nthree\nfour")
+        high = page.run(height)
+        assert high > low + 50
+        page.type("\nmore" * 50)
+        assert high < page.run(height) < 220
+        page.until("document.getElementById('model').value === 'story'")
+        page.press_enter()
+        answered(page)
+        assert page.run(height) == low
+
+
+@needs_browser
+def test_scores_can_be_seen_without_a_mouse(page):
+    with serving(TWO) as running:
+        page.open(running.url)
+        page.until("document.getElementById('model').value === 'story'")
+        say(page, "Hi")
+        page.until("document.querySelectorAll('.passage').length === 2")
+        shown = "document.getElementById('tip').style.display + document.getElementById('tip').innerText"
+        page.run("document.querySelector('.passage').focus()")
+        assert "0.412" in page.run(shown)
+        page.run("document.dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape'}))")
+        assert page.run(shown).startswith("none")
+        x, y = page.run("(box => [box.left + 9, box.top + 9])(document.querySelectorAll('.passage')[1].getClientRects()[0])")
+        page.command("Emulation.setTouchEmulationEnabled", enabled=True)
+        page.command("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        page.command("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        page.until("document.getElementById('tip').innerText.startsWith('by b')")
+        page.command("Emulation.setTouchEmulationEnabled", enabled=False)
+        page.run("document.getElementById('text').focus()")
+        assert page.run(shown).startswith("none")
+
+
+@needs_browser
+def test_a_name_stands_at_the_words_of_its_author(page):
+    """Not at the end of the line before, when a passage begins with new lines."""
+    story = Story(passages=(Passage("One.", "a"), Passage("\n\nTwo.", "b"), Passage("\n", "a"), Passage("Three.", "a")))
+    with serving(story) as running:
+        page.open(running.url)
+        page.until("document.getElementById('model').value === 'story'")
+        page.run("document.getElementById('names').click()")
+        say(page, "Hi")
+        page.until("document.querySelectorAll('.passage').length === 4")
+        lines = page.run("document.querySelector('.assistant').innerText").split("\n")
+        assert [line.replace(" ", "") for line in lines[-4:]] == ["aOne.", "", "bTwo.", "aThree."]
 
 
 @needs_browser

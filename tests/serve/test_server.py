@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 
 import httpx2
 import pytest
@@ -15,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lmfuse.errors import InputError
 from lmfuse.serve.server import KEY_VARIABLE, address_of, bind, read_key
-from tests.serve.running import CHAT, serving, until
+from tests.serve.running import CHAT, rest, serving, until
 from tests.serve.writers import Story
 
 SCRIPT = """
@@ -68,6 +69,78 @@ def test_sigterm_ends_in_order(grace, max_tokens, last):
         process.wait()
         process.stdout.close()
         process.stderr.close()
+
+
+@contextmanager
+def process(code: str):
+    """Run a server that prints its address; whatever it wrote to its standard error must be nothing."""
+    found = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        host, port = found.stdout.readline().strip().removeprefix("http://").split(":")
+        yield found, (host, int(port))
+        assert found.stderr.read() == ""
+    finally:
+        found.kill()
+        found.wait()
+        found.stdout.close()
+        found.stderr.close()
+
+
+def sent(address, data: bytes, window_bytes: int = 0) -> socket.socket:
+    raw = socket.socket()
+    raw.settimeout(10)
+    if window_bytes:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window_bytes)
+    raw.connect(address)
+    raw.sendall(data)
+    return raw
+
+
+def ask(**changes) -> bytes:
+    body = json.dumps({"model": "story", "messages": CHAT} | changes).encode()
+    return b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+
+def test_the_end_comes_within_the_grace_whoever_holds_it_up():
+    """Half a head, half a body, a client that reads nothing of a long text, and one whose text is running."""
+    code = SCRIPT.format(grace=2.0).replace("Story(endless", "Story('long', passages=(Passage('x' * 10**6, 'a'),) * 50), Story(endless")
+    with process("from lmfuse.writing import Passage\n" + code) as (server, address):
+        head = sent(address, b"GET /hea")
+        half = sent(address, b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+        deaf = sent(address, ask(model="long", stream=True), window_bytes=4096)
+        running = sent(address, ask(stream=True))
+        assert deaf.recv(20)
+        assert running.recv(20)
+        time.sleep(0.3)
+        began = time.monotonic()
+        server.send_signal(signal.SIGTERM)
+        told = rest(half)
+        assert time.monotonic() - began < 1
+        assert told.startswith(b"HTTP/1.1 503 ")
+        assert b"shutting_down" in told
+        assert rest(head) == b""
+        assert b'"code":"shutting_down"' in rest(running)[-300:]
+        assert server.wait(10) == 0
+        assert time.monotonic() - began < 3.5
+        deaf.close()
+
+
+@pytest.mark.parametrize(("signals", "most_seconds"), [(1, 4.0), (2, 2.0)])
+def test_a_writer_that_hangs_is_left_behind(signals, most_seconds):
+    code = SCRIPT.format(grace=2.0 if signals == 1 else 30.0).replace("Story(endless=True, pause_seconds=0.02)", "Silent('story')")
+    with process(code.replace("import Story", "import Silent")) as (server, address):
+        stream, whole = sent(address, ask(stream=True)), sent(address, ask())
+        time.sleep(0.3)
+        began = time.monotonic()
+        for _ in range(signals):
+            server.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+        assert server.wait(20) == 0
+        assert time.monotonic() - began < most_seconds
+        if signals == 1:
+            assert b"shutting_down" in rest(stream)  # although its writer never asked
+        assert b"shutting_down" in rest(whole)  # it was in line
+        stream.close()
 
 
 def test_a_closed_server_leaves_no_thread():

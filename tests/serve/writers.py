@@ -114,3 +114,12 @@ class Forgetful(Story):
 
     def write(self, prompt, settings, cancelled=lambda: False):
         yield self.passages[0]
+
+
+@dataclass
+class Counting(Story):
+    """Can say how long a text is: a token is a byte."""
+
+    def usage(self, prompt, text):
+        size, read = len(text.encode()), prompt_bytes(prompt)
+        return Usage(read, size, dict.fromkeys(self.models, size), dict.fromkeys(self.models, read))

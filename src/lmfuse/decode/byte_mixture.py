@@ -10,7 +10,7 @@ from jaxtyping import Float
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from lmfuse.decode.judging import Weight
+from lmfuse.decode.judging import Weight, check_weights, shares
 
 NUM_SYMBOLS = 257  # the bytes, and the end of the text
 END_SYMBOL = 256
@@ -34,8 +34,7 @@ class ByteMixture:
     weights: tuple[Weight, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.weights and not sum(self.weights) > 0:
-            raise ValueError(f"weights: all {len(self.weights)} are 0, expected at least one that is not")
+        check_weights(self.weights)
 
     def __call__(self, log_probs: Float[np.ndarray, "S 257"]) -> Float[np.ndarray, "257"]:
         """Return the log-probabilities of the mixture.
@@ -52,10 +51,7 @@ def mix(log_probs: Float[np.ndarray, "S 257"], weights: Sequence[float] = ()) ->
     Raises:
         ValueError: not as many weights as models.
     """
-    share = np.asarray(weights or [1.0] * len(log_probs), np.float64)
-    if len(share) != len(log_probs):
-        raise ValueError(f"weights: {len(share)} numbers for {len(log_probs)} models")
-    share = np.where(np.isneginf(log_probs).all(1), 0.0, share)
+    share = np.where(np.isneginf(log_probs).all(1), 0.0, shares(weights, len(log_probs)))
     if not share.sum():
         return np.full(log_probs.shape[1], -np.inf)
     with np.errstate(divide="ignore"):

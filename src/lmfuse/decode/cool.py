@@ -17,15 +17,17 @@ SEGMENT_TOKENS = {"word": 16, "sentence": 128, "paragraph": 512, "answer": 1 << 
 class Cool(Judging):
     """Append the segment that all models together find least perplexing.  Cool-Fusion, arXiv:2407.19807, section 3
 
-    - ``segment`` and ``length``: a segment is at least so many words, sentences or paragraphs; ``answer``: everything up to the end.
+    - ``segment`` and ``length``: a segment is at least so many words, sentences or paragraphs; ``answer``: everything up to the end. A
+      segment also ends with a stop string, and where the text is as long as it may be.
     - ``aligned``: it ends where every model's tokenizer ends a token. Without (published as "Cool - align") its author's suffices.
-    - ``max_segment_tokens``: of its author; a segment that meets it ends behind its last whole word, aligned or not. Default: 16 for each
-      word of ``length``, 128 for each sentence, 512 for each paragraph.
+    - ``max_segment_tokens``: of its author; a segment that meets it ends behind the last word that its author's tokens end, aligned or not,
+      else behind its last whole character. Default: 16 for each word of ``length``, 128 for each sentence, 512 for each paragraph.
     - ``score``: the mean of the judges' perplexities, as published, of their nats per token, or per byte (no matter how fine a judge's tokens
       are), or of their votes by rank.
     - ``weights``: of the judges, in the order of the models; by default all equal.
 
-    The end of the text is a candidate like any other. Of equally good candidates that of the last segment's author is taken, then that
+    The end of the text is a candidate like any other. Every judge counts its tokenizer's own tokens for a candidate, also for what it wrote
+    itself; the tokens that it wrote stay in its context. Of equally good candidates that of the last segment's author is taken, then that
     of the model named first.
 
     >>> import numpy as np; from lmfuse.decode.judging import Judged

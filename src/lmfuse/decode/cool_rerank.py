@@ -14,7 +14,7 @@ from lmfuse.decode.cool import Cool
 class CoolRerank(Cool):
     """Take the best of K + 1 whole answers: every model's own, and the fused one.  Cool-Fusion, arXiv:2407.19807, section 3.4
 
-    Segments and whole answers are judged in the same way; the parameters are those of ``cool``. Of equally good answers the fused one
+    Segments and whole answers are judged in the same way, answers as by ``rerank``; the parameters are those of ``cool``. Of equally good answers the fused one
     is taken. Published as "Cool+R", the best variant on GSM8K.
 
     >>> CoolRerank().segment_tokens

@@ -46,8 +46,7 @@ class Judging:
     weights: tuple[Weight, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.weights and not sum(self.weights) > 0:
-            raise ValueError(f"weights: all {len(self.weights)} are 0, expected at least one that is not")
+        check_weights(self.weights)
 
     def __call__(self, judged: Judged, authors: Sequence[Sequence[int]], leader: int | None = None) -> Choice:
         """Choose a candidate.
@@ -61,6 +60,30 @@ class Judging:
             ValueError: not as many weights as judges, or no candidate that every judge can write.
         """
         return choose(scores(judged, self.score, self.weights), authors, leader)
+
+
+def check_weights(weights: Sequence[float]) -> None:
+    """Refuse weights that leave nobody anything to say.
+
+    Raises:
+        ValueError: there are some, and all are 0.
+    """
+    if weights and not sum(weights) > 0:
+        raise ValueError(f"weights: all {len(weights)} are 0, expected at least one that is not")
+
+
+def shares(weights: Sequence[float], count: int) -> Float[np.ndarray, "S"]:
+    """Return the weights of ``count`` models; equal ones where none are given.
+
+    >>> shares((), 2).tolist(), shares((3.0, 1.0), 2).tolist()
+    ([1.0, 1.0], [3.0, 1.0])
+
+    Raises:
+        ValueError: not as many weights as models.
+    """
+    if weights and len(weights) != count:
+        raise ValueError(f"weights: {len(weights)} numbers for {count} models")
+    return np.asarray(weights or [1.0] * count, np.float64)
 
 
 def scores(judged: Judged, score: Score, weights: Sequence[float] = ()) -> Float[np.ndarray, "N"]:
@@ -77,9 +100,7 @@ def scores(judged: Judged, score: Score, weights: Sequence[float] = ()) -> Float
         ValueError: not as many weights as judges.
     """
     nll = np.asarray(judged.nll_nats, np.float64)
-    share = np.asarray(weights or [1.0] * len(nll), np.float64)
-    if len(share) != len(nll):
-        raise ValueError(f"weights: {len(share)} numbers for {len(nll)} models")
+    share = shares(weights, len(nll))
     per_token = nll / judged.tokens
     values = per_token
     if score == "nats_per_byte":

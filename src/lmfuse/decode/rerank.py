@@ -14,8 +14,9 @@ from lmfuse.decode.judging import Judging
 class Rerank(Judging):
     """Take the answer that all models together find least perplexing.  Cool-Fusion, arXiv:2407.19807, section 3.4
 
-    The coarsest segment there is: nothing is shared while the models write. ``score`` and ``weights`` as for ``cool``; that an answer
-    ends is not judged.
+    The coarsest segment there is: nothing is shared while the models write. ``score`` and ``weights`` as for ``cool``. That an answer ends
+    is not judged; an empty one is left out unless all are. Answers are cut to what every model can hold and to the reference model's limit
+    of tokens before they are judged.
 
     >>> import numpy as np; from lmfuse.decode.judging import Judged
     >>> long_and_plain = Judged(np.array([[6.0, 4.0]]), np.array([[12, 4]]), np.array([30, 9]))  # 0.5 and 1 nats per token

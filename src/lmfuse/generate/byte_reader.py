@@ -11,13 +11,14 @@ Open bytes are committed as soon as no token that begins before them matters any
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from dataclasses import dataclass
+import threading
+import weakref
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from lmfuse.decode.boundaries import whole_characters
@@ -29,39 +30,88 @@ from lmfuse.types import Vocabulary
 
 FORGOTTEN = 1e-7  # a share of the probability that earlier beginnings may lose together when they are given up
 PREFIX_END = b"\xff" * 8
+MANY = 1024  # tokens with a common beginning: how they go on is worked out once
+_sorted: dict[tuple[int, tuple[int, ...]], SortedTokens] = {}  # by a vocabulary's id, as long as it lives
+_sorting = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Following:
+    """The tokens that begin with some bytes, among the sorted ones: ``low:first`` are just these, ``first:high`` go on.
+
+    Attributes:
+        low, first, high: see above.
+        symbols: the bytes with which they go on, in order.
+        places: where, counted from ``first``, those begin that go on with each.
+    """
+
+    low: int
+    first: int
+    high: int
+    symbols: UInt8[np.ndarray, "N"]
+    places: Int[np.ndarray, "N"]
 
 
 @dataclass(frozen=True)
 class SortedTokens:
-    """The tokens that write text, sorted by their bytes, so that those with a common beginning stand together."""
+    """The tokens that write text, sorted by their bytes, so that those with a common beginning stand together.
+
+    Attributes:
+        ids: the tokens.
+        tokens: their bytes.
+    """
 
     ids: Int[np.ndarray, "W"]
     tokens: tuple[bytes, ...]
+    _often: dict[bytes, Following] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, vocabulary: Vocabulary, silent: tuple[int, ...] = ()) -> SortedTokens:
-        """Sort a vocabulary, without tokens that write nothing and those that are ``silent`` here (ends of turns)."""
-        found = [(vocabulary.bytes_of(i), i) for i in range(vocabulary.size) if vocabulary.lengths[i] and i not in silent]
-        found.sort()
-        return cls(np.array([i for _, i in found], np.int64), tuple(token for token, _ in found))
+        """Return a vocabulary's tokens, without those that write nothing and those that are ``silent`` here (ends of turns).
+
+        They are sorted once, and kept as long as the vocabulary is.
+        """
+        key = id(vocabulary), silent
+        with _sorting:
+            if key not in _sorted:
+                _sorted[key] = cls._sort(vocabulary, silent)
+                weakref.finalize(vocabulary, _sorted.pop, key, None)
+            return _sorted[key]
+
+    @classmethod
+    def _sort(cls, vocabulary: Vocabulary, silent: tuple[int, ...]) -> SortedTokens:
+        flat, offsets = vocabulary.flat.tobytes(), vocabulary.offsets.tolist()
+        written = set(np.flatnonzero(vocabulary.lengths).tolist()) - set(silent)
+        found = sorted((flat[offsets[token_id] : offsets[token_id + 1]], token_id) for token_id in written)
+        return cls(np.array([token_id for _, token_id in found], np.int64), tuple(token for token, _ in found))
 
     @cached_property
-    def padded(self) -> Any:
-        """Return the bytes of each token one after the other, -1 behind its end: column ``d`` holds the tokens' bytes at ``d``."""
-        longest = max(map(len, self.tokens))
-        found = np.full((longest + 1, len(self.tokens)), -1, np.int16)
-        for place, token in enumerate(self.tokens):
-            found[: len(token), place] = np.frombuffer(token, np.uint8)
-        return found
+    def _flat(self) -> UInt8[np.ndarray, "N"]:
+        return np.frombuffer(b"".join(self.tokens), np.uint8)
 
-    def within(self, beginning: bytes) -> tuple[int, int]:
-        """Return where the tokens stand that begin with some bytes.
+    @cached_property
+    def _starts(self) -> Int[np.ndarray, "W"]:
+        return np.cumsum([0, *map(len, self.tokens)])[:-1]
 
-        >>> words = SortedTokens.of(Vocabulary.from_tokens([b"b", b"ab", b"", b"a", b"abc"]))
-        >>> words.tokens, words.within(b"ab")
-        ((b'a', b'ab', b'abc', b'b'), (1, 3))
+    def following(self, beginning: bytes) -> Following:
+        """Return where the tokens stand that begin with some bytes, by the byte that comes next.
+
+        >>> words = SortedTokens.of(Vocabulary.from_tokens([b"b", b"ab", b"", b"a", b"abd", b"abc", b"abcd"]))
+        >>> found = words.following(b"ab")
+        >>> words.tokens[found.low : found.first], words.tokens[found.first : found.high], bytes(found.symbols.tolist()), found.places.tolist()
+        ((b'ab',), (b'abc', b'abcd', b'abd'), b'cd', [0, 2])
         """
-        return bisect_left(self.tokens, beginning), bisect_left(self.tokens, beginning + PREFIX_END)
+        if beginning in self._often:
+            return self._often[beginning]
+        low = bisect_left(self.tokens, beginning)
+        first = bisect_right(self.tokens, beginning, low)
+        high = bisect_left(self.tokens, beginning + PREFIX_END, first)
+        after = self._flat[self._starts[first:high] + len(beginning)]
+        places = np.flatnonzero(np.diff(after, prepend=-1))
+        found = Following(low, first, high, after[places], places)
+        if high - low >= MANY:
+            self._often[beginning] = found
+        return found
 
 
 @dataclass
@@ -89,8 +139,9 @@ class ByteReader:
             self._add_beginning()
 
     def _beginning(self, place: int, log_weight: float, prediction: Float[Tensor, "V"]) -> _Beginning:
-        probs = prediction.double().exp().cpu().numpy()
-        return _Beginning(place, log_weight, probs[self.tokens.ids], float(probs[list(self.session.chooser.ends)].sum()))
+        log_probs = prediction.float().cpu().numpy()
+        end = float(np.exp(log_probs[list(self.session.chooser.ends)], dtype=np.float64).sum())
+        return _Beginning(place, log_weight, np.exp(log_probs[self.tokens.ids]), end)
 
     @property
     def text(self) -> bytes:
@@ -102,16 +153,27 @@ class ByteReader:
         """Return how many tokens the text has at most."""
         return self.session.num_tokens + len(self._beginnings) - 1
 
+    @property
+    def room(self) -> int:
+        """Return how many tokens more the model can read at least."""
+        return self.session.room - (self.num_tokens - self.session.num_tokens)
+
+    def fitting(self, end: int, most_tokens: int) -> int:
+        """Return how many of the text's first ``end`` bytes its first ``most_tokens`` tokens write, whole characters."""
+        session = self.session
+        if session.num_tokens > most_tokens:
+            return len(whole_characters(session.text[: min(end, session.ends[most_tokens - 1])]).encode())
+        more = self.text[len(session.text) : end]
+        return end if not more else len(session.text) + session.fitting(more, most_tokens)
+
     def log_probs(self) -> Float[np.ndarray, "257"]:
         """Return the log-probabilities of the next byte and of the end; all ``-inf`` where the model cannot write the text."""
         mass = np.zeros(NUM_SYMBOLS)
         for each in self._beginnings:
-            rest = self.open[each.place :]
-            low, high = self.tokens.within(rest)
-            follows = self.tokens.padded[min(len(rest), len(self.tokens.padded) - 1), low:high]
-            going_on = follows >= 0
-            weight = np.exp(each.log_weight)
-            mass[:256] += weight * np.bincount(follows[going_on], each.probs[low:high][going_on], 256)
+            rest, weight = self.open[each.place :], np.exp(each.log_weight)
+            found = self.tokens.following(rest)
+            if found.high > found.first:
+                mass[found.symbols] += weight * np.add.reduceat(each.probs[found.first : found.high], found.places, dtype=np.float64)
             if not rest and unfinished(self.text) == b"":
                 mass[END_SYMBOL] += weight * each.end
         with np.errstate(divide="ignore"):
@@ -120,15 +182,16 @@ class ByteReader:
     def push(self, byte: int) -> None:
         """Append a byte to the text; where no token that matters ends behind it, nothing is read."""
         self.open += bytes([byte])
-        going_on, ending = (sum(masses) for masses in zip(*map(self._masses, self._beginnings), strict=True))
+        masses = [self._masses(each) for each in self._beginnings]
+        going_on, ending = (sum(each) for each in zip(*masses, strict=True))
         if ending > FORGOTTEN * going_on or not going_on:
             self._add_beginning()
-        self._settle()
+        self._settle([mass for mass, _ in masses])
 
     def _add_beginning(self) -> None:
         spelled = self._spelled()
         if spelled is not None and self.session.num_prompt + spelled.keep + len(spelled.ids) <= self.session.model.context:
-            nll, prediction = self.session.weigh(spelled)
+            nll, prediction = self.session.weigh(spelled, self.open[self._hidden :])
             self._beginnings.append(self._beginning(len(self.open), -nll, prediction))
 
     def _spelled(self) -> Spelled | None:
@@ -148,9 +211,13 @@ class ByteReader:
         written = sum(int(session.model.tokenizer.vocabulary.lengths[token_id]) for token_id in more)
         return Spelled(found.keep, (*found.ids, *more), found.ends) if written == len(rest) and (found.ids or more) else None
 
-    def _settle(self) -> None:
-        """Commit open bytes that no beginning before them covers with a probability that matters."""
-        masses = [self._masses(each)[0] for each in self._beginnings]
+    def _settle(self, masses: list[float]) -> None:
+        """Commit open bytes that no beginning before them covers with a probability that matters.
+
+        Args:
+            masses: the probability of each beginning, but for one that begins behind all open bytes, with all tokens that go on.
+        """
+        masses += [float(np.exp(each.log_weight)) for each in self._beginnings[len(masses) :]]
         before = np.cumsum(masses) / (sum(masses) or 1.0)
         lost = next((number for number, share in enumerate(before) if share > FORGOTTEN), 0)
         place = self._beginnings[lost].place
@@ -167,14 +234,15 @@ class ByteReader:
         rest = self.open[each.place :]
         if not rest:
             return float(np.exp(each.log_weight)), 0.0
-        low, high = self.tokens.within(rest)
-        longer = self.tokens.padded[min(len(rest), len(self.tokens.padded) - 1), low:high] >= 0
-        probs = np.exp(each.log_weight) * each.probs[low:high]
-        return float(probs[longer].sum()), float(probs[~longer].sum())
+        found, weight = self.tokens.following(rest), np.exp(each.log_weight)
+        going_on, ending = (
+            each.probs[span].sum(dtype=np.float64) for span in (slice(found.first, found.high), slice(found.low, found.first))
+        )
+        return float(weight * going_on), float(weight * ending)
 
-    def finish(self) -> None:
-        """Commit what is open, up to the last whole character."""
-        data = whole_characters(self.open[self._hidden :]).encode()
+    def finish(self, length: int | None = None) -> None:
+        """Commit what is open, up to the last whole character, and of the text the first ``length`` bytes at most."""
+        data = whole_characters(self.text[:length][len(self.session.text) :]).encode()
         if data:
             self.session.commit(data)
         self.open, self._hidden = b"", 0

@@ -7,63 +7,24 @@ neither read again nor copied. A model that cannot be asked like that reads them
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
 
 from lmfuse.errors import ModelError
+from lmfuse.generate.rooms import Rooms
 from lmfuse.model_head import TOLERANCE
 from lmfuse.models import LanguageModel
 
-FIRST_ROOM = 256  # tokens
 MOST_TREE_TOKENS = 2048  # a larger tree's mask and logits cost more than they save
+WINDOWS_OF_THEIR_OWN = ("attention_types", "attention_window", "local_attention", "window_size")  # by place in the cache, whatever the mask
 _reads_trees: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 _asking = threading.Lock()
-
-
-class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no types
-    """A layer's keys and values in tensors with room to grow: adding costs what is added, cutting nothing."""
-
-    room: tuple[Tensor, Tensor] | None = None
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Add keys and values of new tokens; return all."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        before = self.get_seq_length()
-        length = before + key_states.shape[-2]
-        if self.room is None or self.room[0].shape[-2] < length:
-            self.room = tuple(self._grown(states, old, length) for states, old in ((key_states, self.keys), (value_states, self.values)))  # type: ignore[assignment]
-        assert self.room is not None
-        for place, states in zip(self.room, (key_states, value_states), strict=True):
-            place[..., before:length, :] = states
-        self.cut(length)
-        return self.keys, self.values
-
-    @staticmethod
-    def _grown(states: Tensor, old: Tensor, length: int) -> Tensor:
-        room = states.new_empty((*states.shape[:-2], max(FIRST_ROOM, 2 * length), states.shape[-1]))
-        if old.numel():
-            room[..., : old.shape[-2], :] = old
-        return room
-
-    def cut(self, length: int) -> None:
-        """Forget everything behind the first ``length`` tokens; a length that was there before brings back what stood there."""
-        if self.room is not None:
-            self.keys, self.values = (place[..., :length, :] for place in self.room)
-
-    def move(self, first: int, last: int, onto: int) -> None:
-        """Copy the tokens ``first:last`` to where token ``onto`` stands, and forget everything behind them."""
-        assert self.room is not None
-        for place in self.room:
-            place[..., onto : onto + last - first, :] = place[..., first:last, :].clone()
-        self.cut(onto + last - first)
 
 
 @dataclass(frozen=True)
@@ -83,12 +44,41 @@ class Read:
     first: int
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """A forward pass that a reader wants: tokens behind those of its cache.
+
+    Attributes:
+        reader: who wants it.
+        ids: the tokens.
+        positions: of these tokens; None: one after the other behind what the cache holds.
+        sees: which tokens of the cache, and of these, each of them sees; None: all before it, and itself.
+        last_only: whether only what follows the last one is asked for.
+    """
+
+    reader: Reader
+    ids: Sequence[int]
+    positions: Int[Tensor, "T"] | None = None
+    sees: Bool[Tensor, "T S"] | None = None
+    last_only: bool = False
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where a reader's keys and values stand, and who runs its forward passes."""
+
+    rooms: Rooms
+    row: int
+    forward: Callable[[Wanted], Float[Tensor, "T V"]]
+
+
 class Reader:
     """A model, its cache, and how many tokens it has read so far; all methods want ``torch.inference_mode``."""
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: LanguageModel, seat: Seat | None = None) -> None:
         self.model = model
-        self.cache = Cache(layer_class_to_replicate=GrowingLayer)
+        self.seat = seat or Seat(Rooms(1), 0, read_alone)
+        self.cache = self.seat.rooms.cache(self.seat.row)
         self.tokens_read = 0
 
     @property
@@ -136,48 +126,63 @@ class Reader:
         ids = [token_id for branch in branches for token_id in branch.ids]
         positions = torch.cat([torch.arange(branch.keep, branch.keep + len(branch.ids)) for branch in branches])
         sees = torch.zeros(len(ids), before + len(ids), dtype=torch.bool)
-        key_positions = torch.cat([torch.arange(before), positions])
         reads, at = [], 0
         for branch in branches:
             rows = slice(at, at + len(branch.ids))
             sees[rows, : branch.keep] = True
             sees[rows, before + at : before + rows.stop] = torch.ones(len(branch.ids), len(branch.ids), dtype=torch.bool).tril()
             at = rows.stop
-        log_probs = self._forward(ids, positions[None], self._masks(sees, positions[:, None] - key_positions))
+        log_probs = self._forward(ids, positions, sees)
         at = 0
         for branch in branches:
             reads.append(Read(branch, log_probs[at : at + len(branch.ids)], before + at))
             at += len(branch.ids)
         return reads
 
-    def _masks(self, sees: Tensor, distance: Tensor) -> Tensor | dict[str, Tensor]:
-        """Return what a query adds to its scores, in the form that the model wants: for each kind of layer, or one for all."""
-        config = self.model.module.config.get_text_config(decoder=True)
-        window = getattr(config, "sliding_window", None)
-        kinds = set(getattr(config, "layer_types", None) or (["sliding_attention"] if window else ["full_attention"]))
-        masks = {}
-        for kind in kinds:
-            seen = sees & (distance < window) if kind == "sliding_attention" and window else sees
-            mask = torch.zeros(seen.shape, dtype=self.model.dtype).masked_fill_(~seen, torch.finfo(self.model.dtype).min)
-            masks[kind] = mask[None, None].to(self.model.device)
-        return masks if len(masks) > 1 else next(iter(masks.values()))
-
     def _forward(
         self,
         ids: Sequence[int],
-        positions: Tensor | None = None,
-        mask: Tensor | dict[str, Tensor] | None = None,
+        positions: Int[Tensor, "T"] | None = None,
+        sees: Bool[Tensor, "T S"] | None = None,
         *,
         last_only: bool = False,
     ) -> Float[Tensor, "T V"]:
         self.tokens_read += len(ids)
-        device = self.model.device
-        places = None if positions is None else positions.to(device)
-        input_ids = torch.tensor([list(ids)], device=device)
-        found = self.model.body(
-            input_ids=input_ids, attention_mask=mask, position_ids=places, past_key_values=self.cache, use_cache=True
-        ).last_hidden_state[0]
-        return torch.log_softmax(self.model.head.logits(found[-1:] if last_only else found), -1)
+        return self.seat.forward(Wanted(self, ids, positions, sees, last_only))
+
+
+def read_alone(wanted: Wanted) -> Float[Tensor, "T V"]:
+    """Run one reader's forward pass; return the log-probabilities of what follows each token, or the last one."""
+    reader, places, mask = wanted.reader, None, None
+    model, device = reader.model, reader.model.device
+    if wanted.positions is not None and wanted.sees is not None:
+        key_positions = torch.cat([torch.arange(reader.length), wanted.positions])
+        places = wanted.positions[None].to(device)
+        mask = masks_of(model, wanted.sees[None], (wanted.positions[:, None] - key_positions)[None])
+    input_ids = torch.tensor([list(wanted.ids)], device=device)
+    hidden = model.body(
+        input_ids=input_ids, attention_mask=mask, position_ids=places, past_key_values=reader.cache, use_cache=True
+    ).last_hidden_state[0]
+    return torch.log_softmax(model.head.logits(hidden[-1:] if wanted.last_only else hidden), -1)
+
+
+def masks_of(model: LanguageModel, sees: Bool[Tensor, "B T S"], distance: Int[Tensor, "B T S"]) -> Tensor | dict[str, Tensor]:
+    """Return what a query adds to its scores, in the form that the model wants: for each kind of layer, or one for all.
+
+    Args:
+        model: the model.
+        sees: whether a query sees a key.
+        distance: the query's position less the key's.
+    """
+    config = model.module.config.get_text_config(decoder=True)
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or (["sliding_attention"] if window else ["full_attention"]))
+    masks = {}
+    for kind in kinds:
+        seen = sees & (distance < window) if kind == "sliding_attention" and window else sees
+        mask = torch.zeros(seen.shape, dtype=model.dtype).masked_fill_(~seen, torch.finfo(model.dtype).min)
+        masks[kind] = mask[:, None].to(model.device)
+    return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
 def reads_trees(model: LanguageModel) -> bool:
@@ -207,8 +212,9 @@ def _ask(model: LanguageModel) -> bool:
         raise _no_cutting(model) from reason
     if reader.length != 8 or float((again - whole[0]).abs().max()) > close:
         raise _no_cutting(model)
-    kinds = set(getattr(model.module.config.get_text_config(decoder=True), "layer_types", None) or ())
-    if not kinds <= {"full_attention", "sliding_attention"}:
+    config = model.module.config.get_text_config(decoder=True)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if not kinds <= {"full_attention", "sliding_attention"} or any(getattr(config, name, None) for name in WINDOWS_OF_THEIR_OWN):
         return False
     try:
         reads = reader._read_tree([Branch(4, tuple(one)), Branch(2, tuple(two))])

@@ -11,8 +11,8 @@ from lmfuse.decode.cool import Cool
 from lmfuse.decode.safe import Safe, words_of
 from lmfuse.generate.crew import Crew
 from lmfuse.generate.release import Reason
-from lmfuse.generate.segments import segment_rule, take_over, tokens_left, write_segment, write_segments
-from lmfuse.generate.session import ContextFullError
+from lmfuse.generate.segments import commit, segment_rule, tokens_left, write_segment, write_segments
+from lmfuse.generate.session import ContextFullError, Session
 from lmfuse.writing import Passage, WritingSettings
 
 
@@ -36,36 +36,32 @@ def write_checked(crew: Crew, method: Safe, settings: WritingSettings) -> Iterat
         if passage is None:
             yield "stop"
             return
-        if passage.text:
-            yield passage
+        yield passage
     yield "length"
 
 
 def _checked(crew: Crew, method: Safe, settings: WritingSettings) -> Passage | None:
     """Return what the reference model drafts, up to the first word that is doubted; None where that is the very first."""
-    writes, begin = crew.sessions[0], len(crew.sessions[0].text)
-    long = Cool(length=method.words)
-    limit = min(long.segment_tokens, tokens_left(crew, settings))
-    draft = crew.each(lambda index: writes.propose(segment_rule(crew, 0, long), limit) if index == 0 else None)[0]
-    text = None if draft is None else draft.text
-    if not text:
+    writes, long = crew.sessions[0], Cool(length=method.words)
+    rule, limit = segment_rule(crew, 0, long, settings), min(long.segment_tokens, tokens_left(crew, settings))
+    draft = crew.each(lambda index: writes.propose(rule, limit) if index == 0 else None)[0]
+    if draft is None or not draft.text:
         return None
-    others = crew.each(lambda index: _costs(crew, index, text))[1:]
-    cuts = [frozenset(found[0]) for found in others if found is not None]
-    words = [end for end in unit_ends(text, True, "word") if all(end in cut for cut in cuts)]
-    if len(cuts) < len(others) or not words:
+    text = draft.text
+    others = crew.each(lambda index: _judged(crew.sessions[index], text) if index else None)[1:]
+    told = [each for each in others if each is not None]
+    words = [end for end in unit_ends(text, True, "word") if end in draft.ends and all(end in ends for ends, _, _ in told)]
+    if len(told) < len(others) or not words:
         return None
-    told = [words_of(*found, words) for found in others if found is not None]
-    doubt = method.first_doubt(np.array([costs for costs, _ in told]), np.array([counts for _, counts in told]))
-    words = [end for end in words[:doubt] if draft is not None and end in draft.ends]
+    costs, counts, own = (np.array(each) for each in zip(*(words_of(*each, words) for each in told), strict=True))
+    words = words[: method.first_doubt(costs, counts, own)]
     if not words:
         return None
-    return Passage(take_over(crew, text[: words[-1]], settings, begin), crew.labels[0])
+    commit(crew, text[: words[-1]])
+    return Passage(text[: words[-1]].decode(), crew.labels[0])
 
 
-def _costs(crew: Crew, index: int, text: bytes) -> tuple[list[int], list[float]] | None:
-    """Let a model read a draft; return where its tokens end and what they cost."""
-    if index == 0:
-        return None
-    crew.sessions[index].judge([text])
-    return crew.sessions[index].token_costs(text)
+def _judged(session: Session, text: bytes) -> tuple[list[int], list[float], list[bool]] | None:
+    """Let a model read a draft; return what it makes of each of its tokens for it."""
+    session.judge([text], compare=True)
+    return session.judged_tokens(text)

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 
+from lmfuse.generate.cache import Seat
 from lmfuse.generate.session import Session
 from lmfuse.memory import out_of_memory_is_an_error
 from lmfuse.models import LanguageModel
@@ -30,8 +31,11 @@ class Crew:
         prompt: Prompt,
         settings: WritingSettings,
         cancelled: Callable[[], bool] = lambda: False,
+        seats: Sequence[Seat] | None = None,
     ) -> None:
         """Let every model read the prompt; ``cancelled`` is asked before every token from then on.
+
+        With ``seats``, one for each model, the text is written beside others, and everything happens in the caller's thread.
 
         Raises:
             InputError: see ``Writer.write``.
@@ -43,15 +47,17 @@ class Crew:
         for index, model in enumerate(models):
             places.setdefault(str(model.device), []).append(index)
         self.groups = list(places.values())
-        self._pool = ThreadPoolExecutor(len(self.groups), "lmfuse-device") if len(self.groups) > 1 else None
+        self._pool = ThreadPoolExecutor(len(self.groups), "lmfuse-device") if len(self.groups) > 1 and seats is None else None
         try:
-            self.sessions = self.each(lambda index: Session(models[index], labels[index], prompt, settings, index))
+            self.sessions = self.each(
+                lambda index: Session(models[index], labels[index], prompt, settings, index, seats[index] if seats else None)
+            )
         except BaseException:
             self.close()
             raise
 
     def each(self, work: Callable[[int], Found]) -> list[Found]:
-        """Return what work gives for each index; a thread for each device where there are several.
+        """Return what work gives for each index; a thread for each device where there are several and the text is written alone.
 
         Raises:
             ResourceError: memory does not suffice.
@@ -63,7 +69,8 @@ class Crew:
                 found.update((index, work(index)) for index in indices)
 
         if self._pool is None:
-            group(self.groups[0])
+            for indices in self.groups:
+                group(indices)
         else:
             for done in [self._pool.submit(group, indices) for indices in self.groups]:
                 done.result()

@@ -16,8 +16,10 @@ from lmfuse.errors import TokenizerError
 from lmfuse.forward import RowPlan, row_logits
 from lmfuse.generate.byte_reader import ByteReader, SortedTokens, allowed_symbols
 from lmfuse.generate.crew import Crew
+from lmfuse.generate.draft import Written
 from lmfuse.generate.release import Reason
-from lmfuse.generate.session import ContextFullError, Session
+from lmfuse.generate.segments import NO_LIMIT, commit, fitting, tokens_left
+from lmfuse.generate.session import Session
 from lmfuse.generate.tokens import unfinished
 from lmfuse.models import LanguageModel
 from lmfuse.types import Document
@@ -38,7 +40,8 @@ class Picker:
         """Return an index; at equal probabilities the lowest."""
         if not self.settings.temperature:
             return int(np.argmax(log_probs))
-        scaled = np.exp((log_probs - log_probs.max()) / self.settings.temperature)
+        with np.errstate(over="ignore"):  # a small temperature makes all but the likeliest impossible
+            scaled = np.exp((log_probs - log_probs.max()) / self.settings.temperature)
         order = np.argsort(-scaled, kind="stable")
         probs = scaled[order] / scaled.sum()
         probs = np.where(np.cumsum(probs) - probs < self.settings.top_p, probs, 0.0)
@@ -83,10 +86,10 @@ def _byte_reader(session: Session) -> ByteReader:
 
 
 def _write_bytes(crew: Crew, mixture: Mix, settings: WritingSettings) -> Iterator[Passage | Reason]:
-    readers, pick = byte_readers(crew), Picker(settings, crew)
+    readers, pick, most = byte_readers(crew), Picker(settings, crew), settings.max_tokens or NO_LIMIT
     word, costs = b"", list[Float[np.ndarray, "S"]]()  # the bytes of a word that may go on, and what each cost each model
-    reason: Reason = "length"
-    while all(reader.session.room > reader.num_tokens - reader.session.num_tokens for reader in readers):
+    begin, reason = 0, "length"  # the byte at which the word begins
+    while readers[0].session.num_tokens <= most and all(reader.room > 0 for reader in readers):
         crew.go_on()
         log_probs = np.array(crew.each(lambda index: readers[index].log_probs()))
         mixed = np.where(allowed_symbols(_pending(word)), mixture(log_probs), -np.inf)
@@ -99,17 +102,18 @@ def _write_bytes(crew: Crew, mixture: Mix, settings: WritingSettings) -> Iterato
         word, costs = word + bytes([symbol]), [*costs, -log_probs[:, symbol]]
         end = _end_before_last(word)
         if end:
-            yield _word(crew, word[:end], costs[:end])
-            word, costs = word[end:], costs[end:]
-            if readers[0].num_tokens >= (settings.max_tokens or 1 << 40):
-                word = b""
+            if readers[0].fitting(begin + end, most) < begin + end:
+                word = word[:end]
                 break
+            yield _word(crew, word[:end], costs[:end])
+            word, costs, begin = word[end:], costs[end:], begin + end
         _push(crew, readers, symbol)
-    end = len(word) - len(_pending(word))
-    if end:
-        yield _word(crew, word[:end], costs[:end])
-    crew.each(lambda index: readers[index].finish())
-    yield reason
+    whole = begin + len(word) - len(_pending(word))
+    end = readers[0].fitting(whole, most)
+    if end > begin:
+        yield _word(crew, word[: end - begin], costs[: end - begin])
+    crew.each(lambda index: readers[index].finish(end))
+    yield "stop" if reason == "stop" and end == whole else "length"
 
 
 def _push(crew: Crew, readers: list[ByteReader], symbol: int) -> None:
@@ -135,9 +139,12 @@ def _word(crew: Crew, word: bytes, costs: list[Float[np.ndarray, "S"]]) -> Passa
 
 
 def write_union(crew: Crew, method: Unite, settings: WritingSettings) -> Iterator[Passage | Reason]:
-    """Yield strings of about a token's length, each the best on average; its author is the model that finds it likeliest."""
+    """Yield strings of about a token's length, each the best on average.
+
+    A string's author is, of the models that named it, the one that finds it likeliest. Scores are those of each model's own likeliest string.
+    """
     pick, leader = Picker(settings, crew), None
-    while crew.sessions[0].num_tokens < (settings.max_tokens or 1 << 40):
+    while tokens_left(crew, settings) > 0:
         crew.go_on()
         named = crew.each(lambda index: _likeliest(crew.sessions[index], method.top_k))
         authors: dict[bytes, list[int]] = {}
@@ -146,21 +153,21 @@ def write_union(crew: Crew, method: Unite, settings: WritingSettings) -> Iterato
                 authors.setdefault(string, []).append(index)
         union = list(authors)
         log_probs = np.array(_next_log_probs(crew, union))
-        known = ~np.isneginf(log_probs).all(1)
-        log_probs[~known] = -np.log(len(union))  # a model that can write none of them has no opinion
         choice = method(log_probs, list(authors.values()), leader)
+        if not np.isfinite(choice.scores).any():
+            raise TokenizerError(f"no model can write any of {len(union)} strings", "use models whose tokenizers can represent every text")
         best = choice.index if not settings.temperature else pick(-choice.scores)
         if not union[best]:
             yield "stop"
             return
-        leader = int(np.argmax(log_probs[:, best]))
-        said = {crew.labels[index]: strings[0].decode() for index, strings in enumerate(named)}
-        try:
-            _commit(crew, union[best])
-        except ContextFullError:
+        text = union[best][: fitting(crew, union[best], settings)]
+        if not text:
             break
-        scores = {crew.labels[index]: float(-log_probs[index, best]) for index in range(len(crew.labels))}
-        yield Passage(union[best].decode(), crew.labels[leader], scores, said)
+        commit(crew, text)
+        leader = max(authors[union[best]], key=log_probs[:, best].__getitem__)
+        first = {crew.labels[index]: strings[0] for index, strings in enumerate(named) if strings}
+        scores = {label: float(choice.scores[union.index(string)]) for label, string in first.items()}
+        yield Passage(text.decode(), crew.labels[leader], scores, {label: string.decode() for label, string in first.items()})
     yield "length"
 
 
@@ -168,16 +175,16 @@ def _next_log_probs(crew: Crew, union: list[bytes]) -> list[list[float]]:
     return crew.each(lambda index: next_string_log_probs(crew.sessions[index], union))
 
 
-def _commit(crew: Crew, text: bytes) -> None:
-    crew.each(lambda index: crew.sessions[index].commit(text))
-
-
 def _likeliest(session: Session, top_k: int) -> list[bytes]:
     """Return the strings of a model's likeliest tokens, the likeliest first; tokens that are no whole characters are no strings.
 
     The likeliest of all is written on until its last character is whole. An empty string stands for the end.
     """
-    draft = session.propose(lambda data, _, ended, met: len(data) if ended or not _pending(data) else None, session.room)
+
+    def rule(written: Written) -> int | None:
+        return len(written.data) if written.ended or not _pending(written.data) else None
+
+    draft = session.propose(rule, session.room, greedy=True)
     vocabulary, dummy = session.model.tokenizer.vocabulary, session.spelling.dummy and not session.text
     found = [draft.text] if draft.text is not None else []
     for token_id in session.prediction.topk(min(top_k, vocabulary.size)).indices.tolist():
@@ -187,7 +194,7 @@ def _likeliest(session: Session, top_k: int) -> list[bytes]:
             found.append(b"")
         elif token and unfinished(token) == b"":
             found.append(token)
-    return list(dict.fromkeys(found))[: max(top_k, 1)]
+    return list(dict.fromkeys(found))[:top_k]
 
 
 def next_string_log_probs(session: Session, strings: list[bytes]) -> list[float]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from lmfuse.bytes import ByteTokenizer
-from lmfuse.errors import InputError
+from lmfuse.errors import InputError, PromptTooLongError
 from lmfuse.generate.spelling import TAIL_BYTES, Spelling
+from lmfuse.models import LanguageModel
 from lmfuse.types import Document, Encoding, Segment
 from lmfuse.writing import Prompt
 
@@ -29,6 +30,19 @@ def read_prompt(tokenizer: ByteTokenizer, prompt: Prompt) -> tuple[list[int], Sp
         raise InputError("the prompt is empty, and no token of the model stands before a text", "give a prompt")
     dummy = (prompt == "" or not isinstance(prompt, str)) and _writes_dummy(tokenizer, probe)
     return ids, Spelling(tokenizer, b" " if dummy else before, dummy=dummy)
+
+
+def read_fitting(model: LanguageModel, label: str, prompt: Prompt) -> tuple[list[int], Spelling]:
+    """Return the same of a prompt that leaves room for an answer.
+
+    Raises:
+        PromptTooLongError: it does not; names the model.
+        InputError, TokenizerError: see ``read_prompt``.
+    """
+    ids, spelling = read_prompt(model.tokenizer, prompt)
+    if len(ids) >= model.context:
+        raise PromptTooLongError(f"the prompt has {len(ids):,} tokens, {label} reads at most {model.context:,}", "shorten the prompt")
+    return ids, spelling
 
 
 def _writes_dummy(tokenizer: ByteTokenizer, begun: Document) -> bool:

@@ -13,8 +13,9 @@ from lmfuse.decode.cool_rerank import CoolRerank
 from lmfuse.decode.judging import Choice, Judged, Judging
 from lmfuse.decode.rerank import Rerank
 from lmfuse.generate.crew import Crew
+from lmfuse.generate.draft import Draft, StopRule, Written
 from lmfuse.generate.release import Reason, release
-from lmfuse.generate.session import ContextFullError, Draft, Session, StopRule
+from lmfuse.generate.session import ContextFullError
 from lmfuse.writing import Passage, WritingSettings
 
 NO_LIMIT = 1 << 40
@@ -24,56 +25,43 @@ FUSED = "fused"  # how scores call the answer that the models wrote together
 def write_segments(crew: Crew, method: Cool, settings: WritingSettings) -> Iterator[Passage | Reason]:
     """Yield segments, one author each, until the end is the best candidate, the reference model has written enough, or a context is full."""
     leader: int | None = None
-    while True:
+    while tokens_left(crew, settings) > 0:
         try:
             passage, leader = write_segment(crew, method, settings, leader)
         except ContextFullError:
-            yield "length"
-            return
+            break
         if passage is None:
             yield "stop"
             return
-        if passage.text:
-            yield passage
-        if tokens_left(crew, settings) <= 0:
-            yield "length"
-            return
+        yield passage
+    yield "length"
 
 
 def write_segment(crew: Crew, method: Cool, settings: WritingSettings, leader: int | None) -> tuple[Passage | None, int]:
-    """Write one segment, None for the end, as far as the limit of tokens allows; return it with its author.
+    """Write one segment, None for the end, as far as the limits allow; return it with its author.
 
     Raises:
         ContextFullError: there is no room for one.
         TokenizerError: no proposal can be written by every model.
     """
-    begin = len(crew.sessions[0].text)
-    text, passage, author = _choose(crew, method, _segments(crew, method, tokens_left(crew, settings)), leader)
+    rules = [segment_rule(crew, index, method, settings) for index in range(len(crew.sessions))]
+    drafts = _proposals(crew, rules, method.segment_tokens, settings)
+    text, passage, author = _choose(crew, method, [draft.text for draft in drafts], leader)
     if not text:
         return None, author
-    return replace(passage, text=take_over(crew, text, settings, begin)), author
-
-
-def take_over(crew: Crew, text: bytes, settings: WritingSettings, begin: int) -> str:
-    """Commit a text and return what of it the limit of tokens allows to be shown."""
-    _commit(crew, text)
-    return text.decode() if settings.max_tokens is None else _first_tokens(crew.sessions[0], settings.max_tokens, begin)
-
-
-def tokens_left(crew: Crew, settings: WritingSettings) -> int:
-    """Return how many tokens the reference model may still write."""
-    return (settings.max_tokens or NO_LIMIT) - crew.sessions[0].num_tokens
+    commit(crew, text)
+    return passage, author
 
 
 def write_answers(crew: Crew, method: Rerank, settings: WritingSettings) -> Iterator[Passage | Reason]:
-    """Yield the best of the models' whole answers, as one passage. The limit of tokens is that of each model's own."""
+    """Yield the best of the models' whole answers, as one passage."""
     if len(crew.sessions) == 1:
         yield from write_segments(crew, Cool(), settings)
         return
     drafts = _answers(crew, settings)
     try:
-        text, passage, author = _choose(crew, method, drafts, None)
-        _commit(crew, text)
+        text, passage, author = _choose(crew, method, _if_any_says_something([draft.text for draft in drafts]), None)
+        commit(crew, text)
     except ContextFullError:
         yield "length"
         return
@@ -83,7 +71,10 @@ def write_answers(crew: Crew, method: Rerank, settings: WritingSettings) -> Iter
 
 
 def write_reranked(crew: Crew, method: CoolRerank, settings: WritingSettings) -> Iterator[Passage | Reason]:
-    """Yield the best of the models' own answers and the fused one, whose passages keep their authors."""
+    """Yield the best of the models' own answers and the fused one, whose passages keep their authors.
+
+    The first passage has the scores of whole answers, and these; the others have none.
+    """
     fused: list[Passage] = []
     reason: Reason = "stop"
     for each in release(write_segments(crew, method, settings), settings):
@@ -100,67 +91,107 @@ def write_reranked(crew: Crew, method: CoolRerank, settings: WritingSettings) ->
     drafts = _answers(crew, settings)
     together = "".join(passage.text for passage in fused).encode()
     try:
-        text, passage, author = _choose(crew, method, drafts, len(drafts), together)
-        _commit(crew, text)
+        texts = _if_any_says_something([*(draft.text for draft in drafts), together])
+        text, passage, author = _choose(crew, method, texts, len(drafts))
+        commit(crew, text)
     except ContextFullError:  # the fused text was read by all
-        author = len(drafts)
-    yield from fused if author == len(drafts) else [passage] if passage.text else []
-    yield reason if author == len(drafts) else _reason(drafts[author], settings)
+        yield from fused
+        yield reason
+        return
+    if author < len(drafts):
+        yield from [passage] if passage.text else []
+        yield _reason(drafts[author], settings)
+        return
+    for place, each in enumerate(fused):
+        yield replace(each, scores={} if place else passage.scores, candidates={} if place else passage.candidates)
+    yield reason
 
 
-def _segments(crew: Crew, method: Cool, left: int) -> list[Draft]:
-    """Return what each model would write next, none of them more than the ``left`` tokens that are left to the reference model."""
-    rules = [segment_rule(crew, index, method) for index in range(len(crew.sessions))]
-    return crew.each(lambda index: crew.sessions[index].propose(rules[index], min(method.segment_tokens, left)))
-
-
-def _commit(crew: Crew, text: bytes) -> None:
-    if text:
-        crew.each(lambda index: crew.sessions[index].commit(text))
-
-
-def _answers(crew: Crew, settings: WritingSettings) -> list[Draft]:
-    rule = _answer_rule(crew, settings)
-    return crew.each(lambda index: crew.sessions[index].propose(rule, settings.max_tokens or NO_LIMIT))
+def _if_any_says_something(answers: Sequence[bytes | None]) -> list[bytes | None]:
+    """Leave out empty answers, unless all are: what a model makes of the end of a text does not compare with what it makes of a text."""
+    return [answer or None for answer in answers] if any(answers) else list(answers)
 
 
 def _reason(draft: Draft, settings: WritingSettings) -> Reason:
-    ended = draft.ended and draft.length == len(draft.data)
-    return "stop" if ended or _stop_place(draft.data, settings) == draft.length else "length"
+    return "stop" if draft.is_whole or _stop_place(draft.data, settings) == draft.length else "length"
+
+
+def commit(crew: Crew, text: bytes) -> None:
+    """Make a text part of what all models have read.
+
+    Raises:
+        ContextFullError, TokenizerError: see ``Session.commit``.
+    """
+    if text:
+        crew.each(lambda index: crew.sessions[index].commit(text))
 
 
 # ── where proposals end ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def segment_rule(crew: Crew, index: int, method: Cool) -> StopRule:
-    """Return where a model's proposal ends: at the first place that suits every tokenizer, or the best there is."""
-    others = [other for place, other in enumerate(crew.sessions) if method.aligned and place != index]
+def tokens_left(crew: Crew, settings: WritingSettings) -> int:
+    """Return how many tokens the reference model may still write."""
+    return (settings.max_tokens or NO_LIMIT) - crew.sessions[0].num_tokens
 
-    def rule(data: bytes, ends: Sequence[int], ended: bool, met: bool) -> int | None:
+
+def fitting(crew: Crew, text: bytes, settings: WritingSettings) -> int:
+    """Return how many bytes of what may follow every model can hold and the reference model may write, whole characters."""
+    limits = (settings.max_tokens, *[None] * (len(crew.sessions) - 1))
+    while True:
+        fits = min(session.fitting(text, limit) for session, limit in zip(crew.sessions, limits, strict=True))
+        if fits == len(text):
+            return fits
+        text = text[:fits]  # cut elsewhere it may have more tokens
+
+
+def _proposals(crew: Crew, rules: Sequence[StopRule], most_tokens: int, settings: WritingSettings) -> list[Draft]:
+    """Return what each model would write next, cut to what fits; one of which nothing is left proposes nothing."""
+    limit = min(most_tokens, tokens_left(crew, settings), *(session.room for session in crew.sessions))
+    drafts = crew.each(lambda index: crew.sessions[index].propose(rules[index], limit))
+    for draft in drafts:
+        if draft.text:
+            draft.length = fitting(crew, draft.text, settings) or None
+    return drafts
+
+
+def _answers(crew: Crew, settings: WritingSettings) -> list[Draft]:
+    return _proposals(crew, [_answer_rule(crew, settings)] * len(crew.sessions), NO_LIMIT, settings)
+
+
+def segment_rule(crew: Crew, index: int, method: Cool, settings: WritingSettings) -> StopRule:
+    """Return where a model's proposal ends: at the first place that suits every tokenizer, or the best there is.
+
+    Also behind a stop string and where the text is as long as it may be, whatever stands there: what follows is not shown.
+    """
+    others = [other for place, other in enumerate(crew.sessions) if method.aligned and place != index]
+    stops = [stop.encode() for stop in settings.stop]
+    text = crew.sessions[index].text
+    left, before = settings.max_bytes - len(text), text[-max(map(len, stops), default=0) :]
+
+    def rule(written: Written) -> int | None:
         crew.go_on()
-        if ended and not data:
+        if written.ended and not written.data:
             return 0
-        possible = [end for end in unit_ends(data, ended, method.segment)[method.length - 1 :] if end in ends]
-        whole = whole_characters(data).encode()
+        possible = [end for end in unit_ends(written.data, written.ended, method.segment)[method.length - 1 :] if end in written.ends]
+        whole = whole_characters(written.data).encode()
         end = first_end(possible, [other.cuts(whole) for other in others] if possible else [], 1)
         if end is not None:
             return end
-        if ended:
-            return len(whole)
-        return (last_resort(data, frozenset(ends)) or None) if met else None
+        if written.ended or len(whole) >= left or any(stop in before + whole for stop in stops):
+            return len(whole) or None
+        return (last_resort(written.data, frozenset(written.ends)) or None) if written.limit_met else None
 
     return rule
 
 
 def _answer_rule(crew: Crew, settings: WritingSettings) -> StopRule:
-    def rule(data: bytes, _: Sequence[int], ended: bool, met: bool) -> int | None:
+    def rule(written: Written) -> int | None:
         crew.go_on()
+        data, most = written.data, settings.max_bytes
         place = _stop_place(data, settings)
-        if place is not None and place <= settings.max_bytes:
+        if place is not None and place <= most:
             return place
-        if ended or met or len(data) >= settings.max_bytes:
-            return len(whole_characters(data[: settings.max_bytes]).encode())
-        return None
+        return len(whole_characters(data[:most]).encode()) if written.ended or written.limit_met or len(data) >= most else None
 
     return rule
 
@@ -170,33 +201,24 @@ def _stop_place(data: bytes, settings: WritingSettings) -> int | None:
     return min((place for stop in settings.stop if (place := data.find(stop.encode())) >= 0), default=None)
 
 
-def _first_tokens(session: Session, most: int, begin: int) -> str:
-    """Return the text from a byte on, as far as a session's first tokens write it."""
-    last = session.ends[most - 1] if len(session.ends) > most else len(session.text)
-    return whole_characters(session.text[:last])[len(session.text[:begin].decode()) :]
-
-
 # ── choosing ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _choose(
-    crew: Crew, method: Judging, drafts: Sequence[Draft], leader: int | None, together: bytes | None = None
-) -> tuple[bytes, Passage, int]:
+def _choose(crew: Crew, method: Judging, candidates: Sequence[bytes | None], leader: int | None) -> tuple[bytes, Passage, int]:
     """Return the chosen candidate's bytes (empty: the end), its passage, and its author.
 
     Args:
         crew: the models.
         method: chooses.
-        drafts: what each proposes.
+        candidates: what each model proposes, if anything; one more may stand behind these: what they wrote together.
         leader: the author who wins ties.
-        together: one candidate more, whose author is the index behind all models.
 
     Raises:
-        ContextFullError: no model could propose anything, or none of it fits into every context.
+        ContextFullError: no model could propose anything.
         TokenizerError: no candidate can be written by every model.
     """
     proposed: dict[bytes, list[int]] = {}
-    for index, text in enumerate([*(draft.text for draft in drafts), together]):
+    for index, text in enumerate(candidates):
         if text is not None:
             proposed.setdefault(text, []).append(index)
     if not proposed:
@@ -207,11 +229,10 @@ def _choose(
     if len(texts) > 1:
         choice = _judge(crew, method, texts, authors, leader)
         best, scores = choice.index, choice.scores.tolist()
-    author = leader if leader in authors[best] else min(authors[best])
-    assert author is not None
+    author = leader if leader is not None and leader in authors[best] else min(authors[best])
     labels = (*crew.labels, FUSED)
-    by_label: dict[str, float] = {labels[index]: score for score, group in zip(scores, authors, strict=False) for index in group}
-    said = {labels[index]: text.decode() for text, group in proposed.items() for index in group if index < len(drafts)}
+    by_label = {labels[index]: score for score, group in zip(scores, authors, strict=False) for index in group}
+    said = {labels[index]: text.decode() for text, group in proposed.items() for index in group}
     return texts[best], Passage(texts[best].decode(), labels[author], by_label, said), author
 
 

@@ -54,7 +54,13 @@ class Chooser:
         A control token that ends nothing is never chosen, nor one whose bytes can be no part of a text behind ``pending``, the bytes of
         a character that has begun.
         """
-        order = self._drawn(log_probs) if self.settings.temperature else self._by_likelihood(log_probs + self._barred)
+        return self._first(self._drawn(log_probs), pending) if self.settings.temperature else self.likeliest(log_probs, pending)
+
+    def likeliest(self, log_probs: Float[Tensor, "V"], pending: bytes) -> int:
+        """Return the likeliest token that may be chosen, whatever the temperature, or ``END``."""
+        return self._first(self._by_likelihood(log_probs + self._barred), pending)
+
+    def _first(self, order: Iterator[int], pending: bytes) -> int:
         for token_id in order:
             if token_id in self.ends:
                 if not pending:
@@ -76,7 +82,8 @@ class Chooser:
 
     def _drawn(self, log_probs: Float[Tensor, "V"]) -> Iterator[int]:
         """Draw without putting back: what cannot stand here leaves its probability to the others."""
-        scaled = (log_probs + self._barred).cpu() / self.settings.temperature
+        allowed = (log_probs + self._barred).double().cpu()
+        scaled = (allowed - allowed.max()) / self.settings.temperature  # the likeliest stays 0, however small the temperature
         probs = scaled.softmax(-1)
         if self.settings.top_p < 1:  # sorting a large vocabulary costs more than drawing from it
             ordered = probs.sort(descending=True)

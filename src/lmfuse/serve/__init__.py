@@ -1,8 +1,8 @@
 """An OpenAI-compatible server over any writer, with who wrote what, a chat page and figures for Prometheus.
 
 ``desk.py`` has the line in front of a writer and the thread that writes; ``answer.py`` one answer from the line to its last byte;
-``schema.py`` and ``replies.py`` what goes in and out; ``gate.py`` who may ask; ``server.py`` the process around it. Nothing heavy is
-imported here.
+``schema.py`` and ``replies.py`` what goes in and out; ``gate.py`` who may ask; ``connection.py`` what happens below
+HTTP; ``server.py`` the process around it. Nothing heavy is imported here.
 """
 
 from __future__ import annotations

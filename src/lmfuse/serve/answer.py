@@ -16,7 +16,14 @@ from lmfuse.serve.replies import Phrasing
 from lmfuse.writing import Finish, Passage
 
 STALL_SECONDS = 60.0  # a client that takes nothing for so long is taken for gone
+LOOK_SECONDS = 1.0  # how often somebody who waits looks whether that is worth it
+STATUS_SECONDS = 5.0  # for so long a stream waits with its status, in case it is an error
+SIGN_SECONDS = 15.0  # a stream without text for so long says that it is alive, or proxies close it
+SIGN = ": still here\n\n"  # a comment, which clients of server-sent events skip
 DONE = "[DONE]"
+ENDINGS = {
+    "rate_limit_exceeded": "busy", "prompt_refused": "refused_prompt", "context_length_exceeded": "refused_prompt", "shutting_down": "closing",
+}  # fmt: skip
 
 
 class _Outlet:
@@ -32,12 +39,12 @@ class _Outlet:
         await self._out({"type": "http.response.body", "body": data, "more_body": False})
 
     async def events(self, texts: Sequence[str], last: bool = False) -> None:
-        """Send events of a stream; ``last`` ends it."""
+        """Send events of a stream, or without any a sign of life; ``last`` ends it."""
         if not self.started:
             await self._start(
                 200, {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
             )
-        data = "".join(f"data: {text}\n\n" for text in texts)
+        data = "".join(f"data: {text}\n\n" for text in texts) or SIGN
         await self._out({"type": "http.response.body", "body": data.encode(), "more_body": not last})
 
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
@@ -58,12 +65,14 @@ class Answer(Response):
         job: what is to be written.
         phrasing: how it is put.
         stream: passage by passage, or whole.
+        wait_seconds: in line, at most.
         meters: what is counted.
     """
 
-    def __init__(self, desk: Desk, job: Job, phrasing: Phrasing, stream: bool, meters: Meters) -> None:
+    def __init__(self, desk: Desk, job: Job, phrasing: Phrasing, stream: bool, wait_seconds: float, meters: Meters) -> None:
         super().__init__()
         self.desk, self.job, self.phrasing, self.stream, self.meters = desk, job, phrasing, stream, meters
+        self.wait_seconds = wait_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or stop when the client goes away."""
@@ -92,7 +101,7 @@ class Answer(Response):
                 await outlet.events([error], last=True)
             else:
                 await outlet.body(refusal.status, error, refusal.headers)
-            return "refused" if refusal.status == 429 else "error"
+            return ENDINGS.get(refusal.code or "", "error")
         self.meters.whole.labels(self.desk.writer.name).observe(time.monotonic() - self.job.created)
         return ending.reason if isinstance(ending, Finish) else ending.why
 
@@ -105,17 +114,35 @@ class Answer(Response):
         return piece
 
     async def _events(self, outlet: _Outlet) -> Finish | Halt:
-        piece, first = await self._next(), True  # an error of the prompt is known by now and can still have its status
-        await outlet.events(self.phrasing.opening())
+        piece, first = await self._next(outlet), True  # an error of the prompt is often known by now and can still have its status
+        if opening := self.phrasing.opening():
+            await outlet.events(opening)
         while isinstance(piece, Passage):
             self._count(piece, first)
             await outlet.events([self.phrasing.passage(piece)])
-            piece, first = await self._next(), False
+            piece, first = await self._next(outlet), False
         await outlet.events([*self.phrasing.closing(piece), DONE], last=True)
         return piece
 
-    async def _next(self) -> Passage | Finish | Halt:
-        piece = await self.job.piece(self.desk)
+    async def _next(self, outlet: _Outlet | None = None) -> Passage | Finish | Halt:
+        """Wait for a piece; meanwhile send signs of life into a stream.
+
+        Raises:
+            ApiError: it will not come.
+        """
+        coming = asyncio.create_task(self.job.piece())
+        began = signed = time.monotonic()
+        try:
+            while not (await asyncio.wait({coming}, timeout=min(LOOK_SECONDS, self.wait_seconds)))[0]:
+                self.desk.check_alive()
+                self.desk.give_up(self.job, self.wait_seconds)
+                now = time.monotonic()
+                if outlet and now >= (signed + SIGN_SECONDS if outlet.started else began + STATUS_SECONDS):
+                    await outlet.events([])
+                    signed = now
+            piece = coming.result()
+        finally:
+            coming.cancel()
         if isinstance(piece, Halt) and piece.why != "time":
             raise ApiError(503, "the server is shutting down", code="shutting_down")
         return piece

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from lmfuse.errors import InputError, ResourceError
+from lmfuse.errors import InputError, PromptTooLongError, ResourceError
 
 
 class ErrorDetail(BaseModel):
@@ -47,6 +47,11 @@ class ApiError(Exception):
         if status == 401:
             self.headers["WWW-Authenticate"] = "Bearer"
 
+    def closing(self) -> ApiError:
+        """Return it as the last answer of its connection: what follows on it cannot be told from the rest of this request."""
+        self.headers["Connection"] = "close"
+        return self
+
     @property
     def body(self) -> ErrorBody:
         """Return the error in OpenAI's shape.
@@ -63,12 +68,18 @@ class ApiError(Exception):
         return Response(self.body.model_dump_json(), self.status, self.headers, "application/json")
 
 
-def api_error_of(error: Any) -> ApiError | None:
-    """Return what a writer's error is to its reader; None for one that we did not foresee, whose text may be anything."""
+def api_error_of(error: Any, field: str | None = None) -> ApiError | None:
+    """Return what a writer's error is to its reader; None for one that we did not foresee, whose text may be anything.
+
+    Args:
+        field: of the request, which has the prompt.
+    """
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, InputError):  # a prompt that is too long, roles that a chat template cannot express
-        return ApiError(400, str(error), code="prompt_refused")
+    if isinstance(error, PromptTooLongError):
+        return ApiError(400, str(error), param=field, code="context_length_exceeded")
+    if isinstance(error, InputError):  # a prompt that is empty, roles that a chat template cannot express
+        return ApiError(400, str(error), param=field, code="prompt_refused")
     if isinstance(error, ResourceError | MemoryError):
         return ApiError(503, "the server is out of memory", code="out_of_memory")
     return None

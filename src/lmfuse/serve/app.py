@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -24,7 +25,7 @@ from lmfuse.serve.replies import ChatPhrasing, ModelCard, ModelList, TextPhrasin
 from lmfuse.serve.schema import ChatRequest, CompletionRequest
 from lmfuse.writing import Writer
 
-JOIN_SECONDS = 5.0
+JOIN_SECONDS = 1.0
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -39,18 +40,18 @@ def create_app(
         temperature: where a request names none.
         access: who may ask; by default whoever is on this machine.
     """
-    limits, house = limits or Limits(), House(tuple(writers), places)
+    limits, access, house = limits or Limits(), access or Access(), House(tuple(writers), places)
     meters = Meters(house)
     app = FastAPI(
         title="lmfuse", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=_lifespan(house)
     )  # the documentation pages of FastAPI load scripts from elsewhere
     app.state.house = house
-    app.add_middleware(Gate, access=access or Access(), meters=meters)
+    app.add_middleware(Gate, access=access, meters=meters)
     _answer_errors(app)
     _add_texts(app, house, meters, limits, temperature)
     _add_models(app, house)
     _add_looks(app, house, meters)
-    openapi.describe(app, list(house.desks), limits)
+    openapi.describe(app, list(house.desks) if access.key is None else [], limits)
     return app
 
 
@@ -63,8 +64,7 @@ def _lifespan(house: House) -> Callable[[FastAPI], AbstractAsyncContextManager[N
         finally:
             house.close()
             house.stop()
-            for desk in house.desks.values():
-                desk.join(JOIN_SECONDS)
+            house.join(JOIN_SECONDS)
 
     return lifespan
 
@@ -86,12 +86,12 @@ def _answer_errors(app: FastAPI) -> None:
 
 def _add_texts(app: FastAPI, house: House, meters: Meters, limits: Limits, temperature: float) -> None:
     async def answer(request: Request, kind: type[ChatRequest] | type[CompletionRequest]) -> Response:
-        order = parse(kind, await read_body(request, limits.body_bytes), limits, temperature)
+        order = parse(kind, await read_body(request, limits.body_bytes, house.closed), limits, temperature)
         desk = house.find(order.model)
         job = Job(order.prompt, order.settings, limits.seconds, request.state.request_id)
         phrasing = ChatPhrasing if kind is ChatRequest else TextPhrasing
         said = phrasing(order.model, desk.writer.models[0], order.settings.seed, order.stream and order.include_usage)
-        return Answer(desk, job, said, order.stream, meters)
+        return Answer(desk, job, said, order.stream, limits.wait_seconds, meters)
 
     @app.post("/v1/chat/completions", **openapi.text_route(ChatRequest))
     async def chat_completions(request: Request) -> Response:
@@ -123,11 +123,15 @@ def _add_models(app: FastAPI, house: House) -> None:
 
 def _add_looks(app: FastAPI, house: House, meters: Meters) -> None:
     @app.get("/health", responses={503: {"description": "Closing, or a writer does not answer any more."}})
-    async def health() -> Response:
-        """Say whether the server can answer."""
-        desks = {name: {"waiting": desk.waiting, "writing": desk.writing, "stuck": desk.stuck} for name, desk in house.desks.items()}
+    async def health(request: Request) -> Response:
+        """Say whether the server can answer; names of models only to who shows the key, if there is one."""
         status = "closing" if house.closing else "stuck" if any(desk.stuck for desk in house.desks.values()) else "ok"
-        return JSONResponse({"status": status, "models": desks}, 200 if status == "ok" else 503)
+        found: dict[str, Any] = {"status": status}
+        if request.state.keyed:
+            found["models"] = {
+                name: {"waiting": desk.waiting, "writing": desk.writing, "stuck": desk.stuck} for name, desk in house.desks.items()
+            }
+        return JSONResponse(found, 200 if status == "ok" else 503)
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:

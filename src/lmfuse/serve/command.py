@@ -14,7 +14,8 @@ from lmfuse.generate import FusedWriter
 from lmfuse.model_files import told_apart
 from lmfuse.models import LanguageModel, ModelSpec, load_model, pick_device
 from lmfuse.serve.app import create_app
-from lmfuse.serve.gate import Access
+from lmfuse.serve.counting import CountingWriter
+from lmfuse.serve.gate import Access, host_name, own_names
 from lmfuse.serve.intake import Limits
 from lmfuse.serve.server import KEY_VARIABLE, address_of, bind, read_key, run
 
@@ -64,6 +65,7 @@ class Serving:
         places: how many requests may wait for each.
         temperature: where a request names none.
         key_file: whose content clients must show; None: that of ``LMFUSE_API_KEY``, if there is one.
+        names: of this machine that clients without a key may ask for, besides its own.
     """
 
     method: Any = None
@@ -74,6 +76,19 @@ class Serving:
     limits: Limits = field(default_factory=Limits)
     temperature: float = 0.0
     key_file: Path | None = None
+    names: tuple[str, ...] = ()
+
+    def access(self, key: str | None, loopback: bool) -> Access:
+        """Return who may ask.
+
+        Raises:
+            InputError: a name that no header can have.
+        """
+        for name in self.names:
+            if not host_name(name) or ":" in name:
+                raise InputError(f"--allow-host {name}: expected a host's name", "without http:// and without a port")
+        own = own_names() if key is None and not loopback else frozenset()
+        return Access(key, loopback, own | frozenset(map(host_name, self.names)))
 
 
 def serve(loading: Loading, serving: Serving, say: Callable[[str], None]) -> None:
@@ -94,12 +109,14 @@ def serve(loading: Loading, serving: Serving, say: Callable[[str], None]) -> Non
     key = read_key(serving.key_file)
     listener, loopback = bind(serving.host, serving.port)
     with listener:
+        access = serving.access(key, loopback)
         if not loopback and key is None:
             say(f"warning: whoever reaches {serving.host} can use this server: it has no API key (${KEY_VARIABLE} or --api-key-file)")
         models = loading.load()
         alone = [FusedWriter([model], [label], name=label) for model, label in zip(models, labels, strict=True)] if len(models) > 1 else []
-        writers = [FusedWriter(models, labels, serving.method, name=together), *alone]
-        access = Access(key, loopback)
+        fused = FusedWriter(models, labels, serving.method, name=together)
+        tokenizers = {label: model.tokenizer for model, label in zip(models, labels, strict=True)}
+        writers = [CountingWriter(writer, [tokenizers[label] for label in writer.models]) for writer in (fused, *alone)]
         app = create_app(writers, places=serving.places, limits=serving.limits, temperature=serving.temperature, access=access)
         names, address = ", ".join(writer.name for writer in writers), address_of(listener)
         run(app, listener, started=lambda: say(f"{names}: chat at {address}, OpenAI's API at {address}/v1; Ctrl-C ends it"))

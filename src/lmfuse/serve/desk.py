@@ -14,10 +14,10 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from lmfuse.serve.api_error import ApiError, api_error_of
-from lmfuse.writing import Finish, Passage, Prompt, Writer, WritingSettings
+from lmfuse.writing import Finish, Passage, Prompt, Usage, Writer, WritingSettings
 
 log = logging.getLogger("lmfuse.serve")
 
@@ -26,9 +26,23 @@ LATE_SECONDS = 30.0  # a writer that has not noticed for so long that its time i
 
 @dataclass(frozen=True)
 class Halt:
-    """A text that was ended from outside: its time was over, the server closes, or nobody listens any more."""
+    """A text that was ended from outside: its time was over, the server closes, or nobody listens any more.
+
+    Attributes:
+        usage: where the time was over and the writer can count.
+    """
 
     why: Literal["time", "closing", "gone"]
+    usage: Usage | None = None
+
+
+@runtime_checkable
+class Counts(Protocol):
+    """A writer that can say how long a text is whose end it never saw (see ``counting.py``)."""
+
+    def usage(self, prompt: Prompt, text: str) -> Usage:
+        """Return what a ``Finish`` after this text would say."""
+        ...
 
 
 Ending: TypeAlias = Finish | Halt | Exception
@@ -53,9 +67,10 @@ class Job:
         """Return whether the writer should stop: what it asks between passages."""
         return bool(self._stopped) or time.monotonic() >= self.deadline
 
-    def halt(self) -> Halt:
-        """Return why the text ended without a ``Finish``."""
-        return Halt(self._stopped or "time")
+    @property
+    def stopped(self) -> Literal["", "closing", "gone"]:
+        """Return why its end was asked for, if it was."""
+        return self._stopped
 
     def post(self, piece: Passage | Ending) -> None:
         """Hand over a piece, from any thread."""
@@ -64,22 +79,17 @@ class Job:
         except RuntimeError:  # the event loop is closed
             self.stop("gone")
 
-    async def piece(self, desk: Desk) -> Passage | Finish | Halt:
+    async def piece(self) -> Passage | Finish | Halt:
         """Return the next passage, or how the text ended.
 
         Raises:
-            ApiError: the writer failed, or has stopped answering; the server closed before the text began.
+            ApiError: the writer failed; the server closed before the text began.
         """
-        while True:
-            try:
-                async with asyncio.timeout(1.0):
-                    found = await self._pieces.get()
-            except TimeoutError:
-                desk.check_alive()
-                continue
-            if isinstance(found, Exception):
-                raise api_error_of(found) or ApiError(500, f"internal error (request {self.request_id})", code="internal_error")
-            return found
+        found = await self._pieces.get()
+        if isinstance(found, Exception):
+            field = "prompt" if isinstance(self.prompt, str) else "messages"
+            raise api_error_of(found, field) or ApiError(500, f"internal error (request {self.request_id})", code="internal_error")
+        return found
 
 
 class Desk:
@@ -140,11 +150,26 @@ class Desk:
                 raise ApiError(503, "the server is shutting down", code="shutting_down")
             present = len(self._line) + self.writing
             if present > self.places:
-                seconds = min(60, max(1, math.ceil(self._mean_seconds * present)))
-                message = f"{len(self._line)} requests are waiting for model {self.writer.name} already"
-                raise ApiError(429, message, code="rate_limit_exceeded", retry_after_seconds=seconds)
+                raise self._busy(f"{len(self._line)} requests are waiting for model {self.writer.name} already", present)
             self._line.append(job)
             self._wake.notify()
+
+    def give_up(self, job: Job, wait_seconds: float) -> None:
+        """Take a job that has waited for too long out of the line; nothing happens to one that is being written.
+
+        Raises:
+            ApiError: 429, it was in line for ``wait_seconds`` or longer.
+        """
+        if time.monotonic() < job.created + wait_seconds:
+            return
+        with self._wake:
+            if job in self._line:
+                self._line.remove(job)
+                raise self._busy(f"model {self.writer.name} was busy for {wait_seconds:g} seconds", len(self._line) + self.writing)
+
+    def _busy(self, message: str, present: int) -> ApiError:
+        seconds = min(60, max(1, math.ceil(self._mean_seconds * present)))
+        return ApiError(429, message, code="rate_limit_exceeded", retry_after_seconds=seconds)
 
     def leave(self, job: Job) -> None:
         """Give up a job, in whatever state it is; the end of everyone's visit."""
@@ -163,10 +188,11 @@ class Desk:
             job.post(ApiError(503, "the server is shutting down", code="shutting_down"))
 
     def stop(self) -> None:
-        """End the text that is being written, at its next passage."""
+        """End the text that is being written, for its reader at once, for the writer at its next passage."""
         current = self._current
         if current is not None:
             current.stop("closing")
+            current.post(Halt("closing"))
 
     def join(self, seconds: float) -> bool:
         """Wait for the thread's end after ``close``; return whether it came. A thread that hangs does not hold up the process."""
@@ -193,18 +219,21 @@ class Desk:
             return self._current
 
     def _write(self, job: Job) -> Ending:
-        pieces = None
+        pieces, text = None, ""
         try:
             pieces = self.writer.write(job.prompt, job.settings, job.cancelled)
             for piece in pieces:
                 if isinstance(piece, Finish):
                     return piece
+                text += piece.text
                 job.post(piece)
                 if job.cancelled():
                     break
-            if job.cancelled():
-                return job.halt()
-            raise RuntimeError("the writer ended without a Finish")
+            if not job.cancelled():
+                raise RuntimeError("the writer ended without a Finish")
+            if job.stopped:
+                return Halt(job.stopped)
+            return Halt("time", self.writer.usage(job.prompt, text) if isinstance(self.writer, Counts) else None)
         except Exception as error:
             if api_error_of(error) is None:
                 log.exception("request %s: the writer failed", job.request_id)
@@ -222,7 +251,12 @@ class House:
         self.desks = {writer.name: Desk(writer, places) for writer in writers}
         if len(self.desks) < len(writers):
             raise ValueError(f"two writers of one name: {[writer.name for writer in writers]}")
-        self.closing = False
+        self.closed = asyncio.Event()
+
+    @property
+    def closing(self) -> bool:
+        """Return whether no more requests are taken."""
+        return self.closed.is_set()
 
     def start(self) -> None:
         """Start every desk's thread."""
@@ -230,15 +264,20 @@ class House:
             desk.start()
 
     def close(self) -> None:
-        """Take no more requests; texts that are being written go on."""
-        self.closing = True
+        """Take no more requests; texts that are being written go on. Called in the event loop."""
+        self.closed.set()
         for desk in self.desks.values():
             desk.close()
 
     def stop(self) -> None:
-        """End the texts that are being written, at their next passage."""
+        """End the texts that are being written."""
         for desk in self.desks.values():
             desk.stop()
+
+    def join(self, seconds: float) -> bool:
+        """Wait for all threads' ends after ``close``, so long in all; return whether they came."""
+        end = time.monotonic() + seconds
+        return all(desk.join(max(0.0, end - time.monotonic())) for desk in self.desks.values())
 
     def find(self, name: str) -> Desk:
         """Return a model's desk.

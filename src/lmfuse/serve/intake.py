@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -18,7 +18,6 @@ from lmfuse.writing import Prompt, WritingSettings, prompt_bytes
 
 COMPLETION_TOKENS = 16  # what OpenAI writes where a completion names no limit
 READ_SECONDS = 60.0
-DISCARDED_BYTES = 64 * 2**20  # of a body that is too large anyway: a client in the middle of sending does not read our answer
 
 
 @validated(frozen=True, config=ConfigDict(extra="forbid"))
@@ -29,11 +28,13 @@ class Limits:
         prompt_bytes: of all texts of the prompt.
         max_tokens: of the answer, in the reference model's tokens; also what a chat gets that names no limit.
         seconds: of writing; the time in line does not count. What is written by then is the answer.
+        wait_seconds: in line, at most.
     """
 
     prompt_bytes: Annotated[int, Field(ge=1)] = 262_144
     max_tokens: Annotated[int, Field(ge=1)] = 4096
     seconds: Annotated[float, Field(gt=0)] = 300.0
+    wait_seconds: Annotated[float, Field(gt=0)] = 600.0
 
     @property
     def text_bytes(self) -> int:
@@ -57,33 +58,45 @@ class Order:
     include_usage: bool
 
 
-async def read_body(request: Request, limit_bytes: int) -> bytes:
+async def read_body(request: Request, limit_bytes: int, closing: asyncio.Event) -> bytes:
     """Return a request's body.
 
+    Args:
+        closing: set when the server ends.
+
     Raises:
-        ApiError: 413 when it is too large, 408 when it does not come.
+        ApiError: 413 when it is too large, which is said at once; 408 when it does not come; 503 when the server ends before it has come.
         ClientDisconnect: the client went away.
     """
     announced = request.headers.get("content-length", "0")
-    too_large = announced.isdecimal() and int(announced) > limit_bytes
-    body, total_bytes = bytearray(), 0
-    began = time.monotonic()
+    if announced.isdecimal() and (len(announced) > 18 or int(announced) > limit_bytes):
+        raise _too_large(limit_bytes)
+    reading, ending = asyncio.create_task(_collect(request, limit_bytes)), asyncio.create_task(closing.wait())
     try:
-        async with asyncio.timeout(READ_SECONDS):
-            async for piece in request.stream():
-                total_bytes += len(piece)
-                too_large = too_large or total_bytes > limit_bytes
-                if too_large:
-                    body.clear()
-                    if total_bytes > DISCARDED_BYTES or time.monotonic() - began > READ_SECONDS / 6:
-                        break
-                else:
-                    body += piece
-    except TimeoutError:
-        raise ApiError(408, f"the body did not come within {READ_SECONDS:.0f} seconds", code="timeout") from None
-    if too_large:
-        raise ApiError(413, f"the body is too large: at most {limit_bytes} bytes", code="request_too_large")
+        await asyncio.wait({reading, ending}, timeout=READ_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if reading.done():
+            return reading.result()
+        if ending.done():
+            raise ApiError(503, "the server is shutting down", code="shutting_down").closing()
+        raise ApiError(408, f"the body did not come within {READ_SECONDS:.0f} seconds", code="timeout").closing()
+    finally:
+        for task in (reading, ending):
+            task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+async def _collect(request: Request, limit_bytes: int) -> bytes:
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > limit_bytes:
+            raise _too_large(limit_bytes)
     return bytes(body)
+
+
+def _too_large(limit_bytes: int) -> ApiError:
+    return ApiError(413, f"the body is too large: at most {limit_bytes} bytes", code="request_too_large")
 
 
 def parse(kind: type[ChatRequest] | type[CompletionRequest], body: bytes, limits: Limits, temperature: float) -> Order:
@@ -99,7 +112,7 @@ def parse(kind: type[ChatRequest] | type[CompletionRequest], body: bytes, limits
         sent: ChatRequest | CompletionRequest = kind.model_validate_json(body)
     except ValidationError as error:
         raise _malformed(error) from None
-    sent.check_supported()
+    sent.check_all()
     prompt = sent.prompt()
     if sent.stream_options is not None and not sent.stream:
         raise ApiError(400, "stream_options: only with stream: true", param="stream_options", code="invalid_value")

@@ -17,10 +17,16 @@ class Meters:
     def __init__(self, house: House) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.requests = Counter("lmfuse_requests", "Answered requests.", ["route", "status"], registry=self.registry)
+        self.requests = Counter(
+            "lmfuse_requests",
+            "Answered requests; route gate: no key or the wrong host or origin, other: no such route.",
+            ["route", "status"],
+            registry=self.registry,
+        )
         self.endings = Counter(
             "lmfuse_texts",
-            "Texts by how they ended: stop, length, time, gone (the client), error.",
+            "Texts by how they ended: stop, length, time, gone (the client), refused_prompt, busy (no place, or in line for too long), "
+            "closing (the server), error.",
             ["model", "ending"],
             registry=self.registry,
         )

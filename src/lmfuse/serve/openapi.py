@@ -13,7 +13,7 @@ from lmfuse.serve.answer import DONE
 from lmfuse.serve.api_error import ErrorBody
 from lmfuse.serve.intake import Limits
 from lmfuse.serve.replies import ChatCompletion, ChatCompletionChunk, Completion
-from lmfuse.serve.schema import ChatRequest, CompletionRequest
+from lmfuse.serve.schema import ChatRequest, CompletionRequest, Message, Part, StreamOptions
 
 REFERENCE = "#/components/schemas/{model}"
 MEANINGS = {
@@ -50,22 +50,33 @@ def text_route(kind: type[ChatRequest] | type[CompletionRequest]) -> dict[str, A
 
 
 def describe(app: FastAPI, names: Sequence[str], limits: Limits) -> None:
-    """Complete an application's document with the schemas of bodies, the names that ``model`` can have, and this server's limits."""
+    """Complete an application's document with the schemas of bodies, the names that ``model`` can have where they may be known, and limits."""
     document = app.openapi()
     both: list[tuple[type[BaseModel], JsonSchemaMode]] = [(kind, "validation") for kind in (ChatRequest, CompletionRequest)]
     both += [(kind, "serialization") for kind in (ChatCompletion, ChatCompletionChunk, Completion)]
     schemas = models_json_schema(both, ref_template=REFERENCE)[1]["$defs"]
+    for each in (ChatRequest, CompletionRequest, Message, Part, StreamOptions):
+        _close(schemas[each.__name__], each)
     for kind in (ChatRequest, CompletionRequest):
         schema = schemas[kind.__name__]
         schema |= USAGE_OF_STREAMS
-        schema["properties"]["model"]["enum"] = list(names)
+        if names:
+            schema["properties"]["model"]["enum"] = list(names)
         for name in ("max_tokens", "max_completion_tokens"):
-            for each in schema["properties"].get(name, {}).get("anyOf", ()):
-                if each["type"] == "integer":
-                    each["maximum"] = limits.max_tokens
-                    each.pop("exclusiveMaximum")
+            for option in schema["properties"].get(name, {}).get("anyOf", ()):
+                if option["type"] == "integer":
+                    option["maximum"] = limits.max_tokens
+                    option.pop("exclusiveMaximum")
     document["components"]["schemas"].update(schemas)
     document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": "Where the server has a key."}}
+
+
+def _close(schema: dict[str, Any], kind: type[BaseModel]) -> None:
+    """Name the fields that are let through although nothing follows them, and let no others through."""
+    fields, neutral, harmless = schema["properties"], getattr(kind, "neutral", {}), getattr(kind, "harmless", ())
+    fields |= {name: {"enum": list(values), "description": "Cannot be followed."} for name, values in neutral.items()}
+    fields |= {name: {"description": "Ignored."} for name in sorted(harmless)}
+    schema["additionalProperties"] = False
 
 
 def _event(chunk: type[BaseModel]) -> dict[str, Any]:

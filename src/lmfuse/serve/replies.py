@@ -37,7 +37,7 @@ class Attribution(BaseModel):
     Attributes:
         passages: laid end to end they are the text of this body or chunk.
         seed: of what was drawn, given or made up.
-        ended_by_time: the limit of time ended the text; its usage is not known.
+        ended_by_time: the limit of time ended the text; its tokens are those of the text as it is, cut anew.
         tokens: of the text, in each model's own vocabulary.
         text_bytes: of the text.
     """
@@ -200,7 +200,7 @@ class Phrasing(ABC):
         return {"usage": None} if self.include_usage else {}
 
     def _usage(self, ending: Finish | Halt) -> Usage | None:
-        if not isinstance(ending, Finish):
+        if ending.usage is None:
             return None
         read, made = ending.usage.prompt_tokens.get(self.reference), ending.usage.tokens.get(self.reference)
         if read is None or made is None:
@@ -209,7 +209,7 @@ class Phrasing(ABC):
 
     def _attribution(self, ending: Finish | Halt, passages: Sequence[Passage] = ()) -> Attribution:
         known: dict[str, Any] = {"passages": [_attributed(passage) for passage in passages], "seed": self.seed}
-        if isinstance(ending, Finish):
+        if ending.usage is not None:
             known |= {"tokens": dict(ending.usage.tokens), "text_bytes": ending.usage.text_bytes}
         return _with(Attribution, **known, ended_by_time=isinstance(ending, Halt))
 

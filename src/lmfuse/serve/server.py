@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import os
 import socket
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -13,11 +17,15 @@ import uvicorn
 from fastapi import FastAPI
 
 from lmfuse.errors import InputError
+from lmfuse.serve.connection import Connection, quieten
 from lmfuse.serve.desk import House
 from lmfuse.serve.gate import is_loopback
 
 KEY_VARIABLE = "LMFUSE_API_KEY"
 GRACE_SECONDS = 10.0
+LAST_SECONDS = 1.0  # of the grace: to tell clients that their text ends, whatever its writer does
+BACKLOG = 64  # connections that are taken on in one go, before they are counted
+SPARE_FILES = 2 * BACKLOG
 LOST_MILLISECONDS = 60_000  # a client that acknowledges nothing for so long has gone without a word
 
 
@@ -61,7 +69,7 @@ def bind(host: str, port: int) -> tuple[socket.socket, bool]:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LOST_MILLISECONDS)
     try:
         listener.bind(address)
-        listener.listen(512)
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise InputError(
@@ -77,38 +85,87 @@ def address_of(listener: socket.socket) -> str:
 
 
 class Server(uvicorn.Server):
-    """A uvicorn that ends in order: whoever waits is sent away, running texts have some seconds, then they end at their next passage."""
+    """A uvicorn that ends in order and in time.
 
-    def __init__(self, app: FastAPI, grace_seconds: float = GRACE_SECONDS, started: Callable[[], None] = lambda: None) -> None:
+    Whoever waits, or has not sent all of a request, is sent away at once. Running texts have all of the grace but its last second, in which
+    they are told that they end; then what is left is cut. A second signal cuts at once.
+    """
+
+    def __init__(
+        self,
+        app: FastAPI,
+        grace_seconds: float = GRACE_SECONDS,
+        started: Callable[[], None] = lambda: None,
+        max_connections: int = Connection.most,
+    ) -> None:
+        class Limited(Connection):
+            most = max_connections
+
         config = uvicorn.Config(
-            app, http="h11", ws="none", loop="asyncio", log_level="warning", access_log=False, server_header=False, timeout_keep_alive=75,
-            timeout_graceful_shutdown=int(grace_seconds + 5),
+            app, http=Limited, ws="none", loop="asyncio", log_config=None, log_level="warning", access_log=False, server_header=False,
+            timeout_keep_alive=75, backlog=BACKLOG, timeout_graceful_shutdown=math.ceil(grace_seconds + LAST_SECONDS),
         )  # fmt: skip
         super().__init__(config)
         self._house: House = app.state.house
-        self._grace_seconds, self._started = grace_seconds, started
+        self._grace_seconds, self._started, self._hurried = grace_seconds, started, False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        quieten("uvicorn.error", "asyncio")  # which say something about every request that is no HTTP, and of every socket too many
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and say so."""
         await super().startup(sockets)
+        self._loop = asyncio.get_running_loop()
         self._started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """End at the first signal, at once at the second. Ending is no failure: the signal is not raised again."""
         if self.should_exit:
-            self.force_exit = True
-            self._house.stop()
+            self._hurried = True
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._cut)
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Send away who waits, let running texts end, then close."""
         self._house.close()
-        last = asyncio.get_running_loop().call_later(self._grace_seconds, self._house.stop)
+        grace, loop = 0.0 if self._hurried else self._grace_seconds, asyncio.get_running_loop()
+        timers = [loop.call_later(max(0.0, grace - LAST_SECONDS), self._house.stop), loop.call_later(grace, self._cut)]
         await super().shutdown(sockets)
-        last.cancel()
+        for timer in timers:
+            timer.cancel()
+
+    def _cut(self) -> None:
+        """Close every connection, which ends what is sent on it."""
+        self._house.stop()
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
 
 def run(app: FastAPI, listener: socket.socket, grace_seconds: float = GRACE_SECONDS, started: Callable[[], None] = lambda: None) -> None:
-    """Serve until a signal says otherwise."""
+    """Serve until a signal says otherwise. A writer that does not end then is left behind with its process."""
     with listener:
-        Server(app, grace_seconds, started).run(sockets=[listener])
+        Server(app, grace_seconds, started, most_connections()).run(sockets=[listener])
+    house: House = app.state.house
+    if not house.join(0.0):  # ending an interpreter under a thread that computes can crash
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def most_connections() -> int:
+    """Return how many connections may be open at once: as many as the system lets us have files for, with some to spare, but no more than
+    ``Connection.most``."""
+    try:
+        import resource
+    except ImportError:  # Windows: sockets are no files
+        return Connection.most
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = Connection.most + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return max(8, min(Connection.most, soft - SPARE_FILES))
+    return Connection.most
