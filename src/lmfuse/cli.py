@@ -246,12 +246,16 @@ def generate(
 ) -> None:
     """Let several models, whatever their tokenizers, write one text together, without training."""
     from lmfuse import generate_command as command
+    from lmfuse.named_models import NamedModels
 
-    together = command.Together(tuple(models), method, tuple(settings or ()), chat_template, dtype, tuple(device or ("auto",)))
+    named, decoder = (
+        NamedModels(tuple(models), chat_template, dtype, tuple(device or ("auto",))),
+        command.parse_method(method, settings or ()),
+    )
     how = command.make_settings(
         max_bytes=max_bytes, max_tokens=max_tokens, stop=tuple(stop or ()), temperature=temperature, top_p=top_p, seed=seed
     )
-    command.generate(together, how, prompt=prompt, file=file, out=out, system=system, explain=explain, batch_prompts=batch_prompts)
+    command.generate(named, decoder, how, prompt=prompt, file=file, out=out, system=system, explain=explain, batch_prompts=batch_prompts)
 
 
 @app.command()
@@ -263,16 +267,26 @@ def chat(
     system: Annotated[str, typer.Option(help="A system message.", show_default=False)] = "",
     chat_template: Annotated[str, typer.Option(help="own, openchat, or the path of a jinja file.")] = "own",
     max_bytes: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 4096,
+    max_tokens: Annotated[Optional[int], typer.Option(min=1, help="Of an answer, of the reference model.", show_default=False)] = None,  # noqa: UP045
+    stop: Annotated[Optional[list[str]], typer.Option(help="A string that ends an answer; once for each.", show_default=False)] = None,  # noqa: UP045
     temperature: Annotated[float, typer.Option(min=0, help="0: the likeliest token each time.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens of this probability together.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
     dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or float16.")] = "bfloat16",
     device: DeviceOption = None,
 ) -> None:
-    """Talk with several models that answer as one; /new begins again, an empty input ends, Ctrl-C ends an answer."""
+    """Talk with several models that answer as one; /new begins again, Ctrl-D ends, Ctrl-C ends an answer."""
     from lmfuse import generate_command as command
+    from lmfuse.named_models import NamedModels
 
-    together = command.Together(tuple(models), method, tuple(settings or ()), chat_template, dtype, tuple(device or ("auto",)))
-    command.chat(together, command.make_settings(max_bytes=max_bytes, temperature=temperature, seed=seed), system=system, explain=explain)
+    named, decoder = (
+        NamedModels(tuple(models), chat_template, dtype, tuple(device or ("auto",))),
+        command.parse_method(method, settings or ()),
+    )
+    how = command.make_settings(
+        max_bytes=max_bytes, max_tokens=max_tokens, stop=tuple(stop or ()), temperature=temperature, top_p=top_p, seed=seed
+    )
+    command.chat(named, decoder, how, system=system, explain=explain)
 
 
 @app.command()
@@ -308,14 +322,15 @@ def serve(
     check_installed()
     with ending_quietly():
         from lmfuse.generate_command import parse_method
+        from lmfuse.named_models import NamedModels
         from lmfuse.serve import command
         from lmfuse.serve.intake import Limits
 
         limits = Limits(prompt_bytes=max_prompt_bytes, max_tokens=max_tokens, seconds=max_seconds, wait_seconds=max_wait)
-        loading = command.Loading(tuple(models), chat_template, dtype, tuple(device or ("auto",)))
+        named = NamedModels(tuple(models), chat_template, dtype, tuple(device or ("auto",)))
         decoder, names = parse_method(method, settings or ()), tuple(allow_host or ())
         serving = command.Serving(decoder, name, host, port, queue, limits, temperature, api_key_file, names)
-        command.serve(loading, serving, lambda line: typer.echo(line, err=True))
+        command.serve(named, serving, lambda line: typer.echo(line, err=True))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 from pydantic import BaseModel, ValidationError, create_model
 from rich.console import Console as RichConsole
@@ -15,44 +14,21 @@ from rich.text import Text
 
 from lmfuse.catalogue import DecodeMethod
 from lmfuse.console import Console
-from lmfuse.errors import InputError, ResourceError, did_you_mean
+from lmfuse.errors import InputError, ResourceError
 from lmfuse.generate import FusedWriter
 from lmfuse.generate_batch import BATCH_PROMPTS, read_tasks, write_batch
-from lmfuse.model_files import told_apart
-from lmfuse.models import ModelSpec, load_model, pick_device
+from lmfuse.named_models import NamedModels
 from lmfuse.schema_errors import problems
 from lmfuse.types import Segment
 from lmfuse.writing import Finish, Passage, Prompt, Writer, WritingSettings
 from lmfuse.yaml_strict import load_yaml
 
 COLOURS = ("green", "cyan", "magenta", "yellow", "blue", "red")
-DTYPES = ("float32", "bfloat16", "float16")
 TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c")  # set the direction of what follows
 
 
 class _Method(BaseModel):
     method: DecodeMethod
-
-
-@dataclass(frozen=True)
-class Together:
-    """Which models write, and how.
-
-    Attributes:
-        models: folders or hub names, the reference model first.
-        method: a method's name.
-        parameters: its parameters, as ``name=value`` in YAML.
-        chat_template: how they read conversations; ``none``: prompts are plain text to go on with.
-        dtype: of the weights.
-        devices: one for all, or one for each.
-    """
-
-    models: tuple[str, ...]
-    method: str = "cool"
-    parameters: tuple[str, ...] = ()
-    chat_template: str = "none"
-    dtype: str = "bfloat16"
-    devices: tuple[str, ...] = ("auto",)
 
 
 def parse_method(name: str, parameters: Sequence[str]) -> Any:
@@ -86,30 +62,6 @@ def make_settings(**values: Any) -> WritingSettings:
         return WritingSettings(**values)
     except ValidationError as error:
         raise InputError(problems(error, create_model("Settings", settings=(WritingSettings, ...)))) from None
-
-
-def load_writer(together: Together) -> FusedWriter:
-    """Load models that write together.
-
-    Raises:
-        InputError: a name twice, an unknown method, type or device; or see ``load_model``.
-        ModelError, TokenizerError, ResourceError: see ``load_model``.
-    """
-    method = parse_method(together.method, together.parameters)
-    if together.dtype not in DTYPES:
-        raise InputError(f"--dtype: {did_you_mean(together.dtype, DTYPES)}")
-    devices = together.devices * len(together.models) if len(together.devices) == 1 else together.devices
-    if not together.models or len(devices) != len(together.models):
-        raise InputError(
-            f"{len(together.models)} models on {len(devices)} devices", "give --models for each, and one --device or one for each"
-        )
-    dtype = cast(Literal["float32", "bfloat16", "float16"], together.dtype)
-    specs = [ModelSpec(model, dtype=dtype, chat_template=together.chat_template) for model in together.models]
-    labels = told_apart(together.models)
-    if len(set(labels)) < len(labels):
-        raise InputError(f"--models: {', '.join(labels)}", "name each model once")
-    loaded = [load_model(spec, pick_device(device)) for spec, device in zip(specs, devices, strict=True)]
-    return FusedWriter(loaded, labels, method)
 
 
 class Printer:
@@ -184,7 +136,8 @@ def prompt_of(text: str, system: str, chat_template: str) -> Prompt:
 
 
 def generate(
-    together: Together,
+    named: NamedModels,
+    method: object,
     settings: WritingSettings,
     *,
     prompt: str | None,
@@ -197,36 +150,36 @@ def generate(
     """Write one text to the terminal, or one for each line of a file, ``batch_prompts`` at the same time.
 
     Raises:
-        InputError: not exactly one of ``prompt`` and ``file``, ``file`` without ``out`` or the reverse; or see ``load_writer``.
+        InputError: not exactly one of ``prompt`` and ``file``, ``file`` without ``out`` or the reverse; or see ``load_model``.
         BusyError, ResourceError: see ``write_batch``.
     """
     if (prompt is None) == (file is None) or (file is None) != (out is None):
         raise InputError("generate: give --prompt, or --file and --out")
     if file is None or out is None:
-        said = prompt_of(prompt or "", system, together.chat_template)
+        said = prompt_of(prompt or "", system, named.chat_template)
         if isinstance(said, str) and said.endswith(" "):
             Console().warn(
                 "the prompt ends in a space: most models write the space together with the next word, and go on badly behind one"
             )
-        writer = load_writer(together)
+        writer = FusedWriter(named.load(), named.labels, method)
         Printer(writer.models, explain=explain).show(writer.write(said, settings))
         return
-    tasks = read_tasks(file, chat=together.chat_template != "none", system=system)
-    writer, console = load_writer(together), Console()
+    tasks = read_tasks(file, chat=named.chat_template != "none", system=system)
+    writer, console = FusedWriter(named.load(), named.labels, method), Console()
     with console.task(f"{len(tasks):,} texts by {', '.join(writer.models)}", len(tasks), "texts") as advance:
         counters = write_batch(writer, tasks, settings, out, advance, batch_prompts)
     console.say(", ".join(f"{name} {count:,}" for name, count in counters.items()) + f"; written to {out}")
 
 
-def chat(together: Together, settings: WritingSettings, *, system: str, explain: bool) -> None:
+def chat(named: NamedModels, method: object, settings: WritingSettings, *, system: str, explain: bool) -> None:
     """Talk on the terminal until the input ends.
 
     Raises:
-        InputError: no chat template; or see ``load_writer``.
+        InputError: no chat template; or see ``load_model``.
     """
-    if together.chat_template == "none":
+    if named.chat_template == "none":
         raise InputError("chat: a conversation needs a chat template", "--chat-template own or openchat")
-    writer = load_writer(together)
+    writer = FusedWriter(named.load(), named.labels, method)
 
     def ask() -> str | None:
         try:

@@ -10,9 +10,10 @@ import openai
 import pytest
 
 from lmfuse.errors import InputError
+from lmfuse.named_models import NamedModels
 from lmfuse.pico import model_folder
 from lmfuse.serve import command
-from lmfuse.serve.command import Loading, Serving, labels_of, serve
+from lmfuse.serve.command import Serving, serve
 from lmfuse.serve.ending import ending_quietly
 from lmfuse.serve.server import KEY_VARIABLE
 from tests.runs import lmfuse
@@ -100,8 +101,8 @@ def test_a_signal_while_models_load_is_no_failure(number):
     code = """
 import sys, time
 from lmfuse import cli
-from lmfuse.serve import command
-command.Loading.load = lambda self: (print("loading", flush=True), time.sleep(60))
+from lmfuse.named_models import NamedModels
+NamedModels.load = lambda self: (print("loading", flush=True), time.sleep(60))
 sys.argv = ["lmfuse", "serve", "--models", "a", "--port", "0"]
 cli.main()
 """
@@ -171,7 +172,7 @@ def test_what_is_wrong_is_said_before_a_model_is_looked_for(arguments, message):
 
 
 def test_a_server_for_others_without_a_key_is_warned_of(monkeypatch, tmp_path):
-    said, loading, serving = [], Loading((str(tmp_path / "nothing"),)), Serving(host="0.0.0.0", port=0)
+    said, loading, serving = [], NamedModels((str(tmp_path / "nothing"),)), Serving(host="0.0.0.0", port=0)
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     with pytest.raises(InputError, match="neither a folder"):
         serve(loading, serving, said.append)
@@ -181,15 +182,6 @@ def test_a_server_for_others_without_a_key_is_warned_of(monkeypatch, tmp_path):
     with pytest.raises(InputError, match="neither a folder"):
         serve(loading, serving, said.append)
     assert said == []
-
-
-def test_labels():
-    assert labels_of(["x/a", "y/a", "b/"]) == ("x/a", "y/a", "b")
-    with pytest.raises(InputError, match="--models: none"):
-        labels_of([])
-    with pytest.raises(InputError, match="--models: a, a") as caught:
-        labels_of(["a", "a"])
-    assert "each once" in caught.value.hint
 
 
 def test_a_missing_library_is_named(monkeypatch):

@@ -4,55 +4,19 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-from lmfuse.errors import InputError, did_you_mean
+from lmfuse.errors import InputError
 from lmfuse.generate import FusedWriter
-from lmfuse.model_files import told_apart
-from lmfuse.models import LanguageModel, ModelSpec, load_model, pick_device
+from lmfuse.named_models import NamedModels
 from lmfuse.serve.app import create_app
 from lmfuse.serve.counting import CountingWriter
 from lmfuse.serve.gate import Access, host_name, own_names
 from lmfuse.serve.intake import Limits
 from lmfuse.serve.server import KEY_VARIABLE, address_of, bind, read_key, run
-
-Dtype = Literal["float32", "bfloat16", "float16"]
-
-
-@dataclass(frozen=True)
-class Loading:
-    """Which models, and how to hold them.
-
-    Attributes:
-        models: folders or hub names, the reference model first.
-        chat_template: how they read conversations; ``none``: they continue plain text only.
-        dtype: of the weights.
-        devices: one for all, or one for each.
-    """
-
-    models: tuple[str, ...]
-    chat_template: str = "own"
-    dtype: str = "bfloat16"
-    devices: tuple[str, ...] = ("auto",)
-
-    def __post_init__(self) -> None:
-        if self.dtype not in get_args(Dtype):
-            raise InputError(f"--dtype: {did_you_mean(self.dtype, get_args(Dtype))}")
-        if len(self.devices) not in (1, len(self.models)):
-            raise InputError(f"{len(self.models)} models on {len(self.devices)} devices", "give one --device, or one for each model")
-
-    def load(self) -> list[LanguageModel]:
-        """Load them.
-
-        Raises:
-            InputError, ModelError, TokenizerError, ResourceError: see ``load_model``.
-        """
-        devices = self.devices * len(self.models) if len(self.devices) == 1 else self.devices
-        specs = [ModelSpec(model, dtype=_dtype(self.dtype), chat_template=self.chat_template) for model in self.models]
-        return [load_model(spec, pick_device(device)) for spec, device in zip(specs, devices, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -91,7 +55,7 @@ class Serving:
         return Access(key, loopback, own | frozenset(map(host_name, self.names)))
 
 
-def serve(loading: Loading, serving: Serving, say: Callable[[str], None]) -> None:
+def serve(named: NamedModels, serving: Serving, say: Callable[[str], None]) -> None:
     """Load models and serve them until a signal comes: several together under one name, and each alone under its own.
 
     Args:
@@ -102,7 +66,7 @@ def serve(loading: Loading, serving: Serving, say: Callable[[str], None]) -> Non
         ModelError, TokenizerError, ResourceError: see ``load_model``.
     """
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    labels = labels_of(loading.models)
+    labels = named.labels
     together = serving.name or (labels[0] if len(labels) == 1 else "lmfuse")
     if len(labels) > 1 and together in labels:
         raise InputError(f"--name {together}: a model is called so", hint="another name for all of them together")
@@ -112,7 +76,7 @@ def serve(loading: Loading, serving: Serving, say: Callable[[str], None]) -> Non
         access = serving.access(key, loopback)
         if not loopback and key is None:
             say(f"warning: whoever reaches {serving.host} can use this server: it has no API key (${KEY_VARIABLE} or --api-key-file)")
-        models = loading.load()
+        models = named.load()
         alone = [FusedWriter([model], [label], name=label) for model, label in zip(models, labels, strict=True)] if len(models) > 1 else []
         fused = FusedWriter(models, labels, serving.method, name=together)
         tokenizers = {label: model.tokenizer for model, label in zip(models, labels, strict=True)}
@@ -120,19 +84,3 @@ def serve(loading: Loading, serving: Serving, say: Callable[[str], None]) -> Non
         app = create_app(writers, places=serving.places, limits=serving.limits, temperature=serving.temperature, access=access)
         names, address = ", ".join(writer.name for writer in writers), address_of(listener)
         run(app, listener, started=lambda: say(f"{names}: chat at {address}, OpenAI's API at {address}/v1; Ctrl-C ends it"))
-
-
-def labels_of(models: Sequence[str]) -> tuple[str, ...]:
-    """Return what models are called.
-
-    Raises:
-        InputError: no model, or one twice.
-    """
-    found = told_apart(models)
-    if not found or len(set(found)) < len(found):
-        raise InputError(f"--models: {', '.join(found) or 'none'}", hint="give at least one, and each once")
-    return found
-
-
-def _dtype(name: str) -> Dtype:
-    return next(known for known in get_args(Dtype) if known == name)
