@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "lmfuse"
-METHODS = ("align", "fuse", "losses", "merge", "decode", "evolve")
+METHODS = ("align", "fuse", "losses", "merge", "decode", "vote", "evolve")
 GROUND = ("errors", "types", "__init__")
 EDGE = (
     "catalogue",

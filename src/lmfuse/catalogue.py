@@ -24,10 +24,17 @@ from lmfuse.decode.rerank import Rerank
 from lmfuse.decode.safe import Safe
 from lmfuse.decode.unite import Unite
 from lmfuse.errors import InputError, did_you_mean
+from lmfuse.evolve.cma_es import CmaEs
+from lmfuse.evolve.de_best_1 import DeBest1
+from lmfuse.evolve.de_current_to_best_1 import DeCurrentToBest1
+from lmfuse.evolve.de_rand_1 import DeRand1
+from lmfuse.evolve.interpolation import Interpolation
+from lmfuse.evolve.swarm import Swarm
 from lmfuse.fuse.avg_ce import AvgCE
 from lmfuse.fuse.min_ce import MinCE
 from lmfuse.fuse.posterior import Posterior
 from lmfuse.fuse.uniform import Uniform
+from lmfuse.judges.settings import JudgeMethod
 from lmfuse.losses.chunk_likelihood import ChunkLikelihood
 from lmfuse.losses.cross_entropy import CrossEntropy
 from lmfuse.losses.family import Loss
@@ -46,6 +53,7 @@ from lmfuse.merge.slerp import Slerp
 from lmfuse.merge.task_arithmetic import TaskArithmetic
 from lmfuse.merge.ties import Ties
 from lmfuse.merge.varm import Varm
+from lmfuse.vote.family import VoteMethod
 
 AlignMethod = Annotated[ByteLaw | Join | Dtw, Field(discriminator="name")]
 FuseMethod = Annotated[MinCE | AvgCE | Uniform | Posterior, Field(discriminator="name")]
@@ -55,6 +63,7 @@ MergeMethod = Annotated[
     Field(discriminator="name"),
 ]
 DecodeMethod = Annotated[Cool | Rerank | CoolRerank | ByteMixture | Unite | PackLLM | Safe, Field(discriminator="name")]
+EvolveMethod = Annotated[Interpolation | DeRand1 | DeBest1 | DeCurrentToBest1 | CmaEs | Swarm, Field(discriminator="name")]
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,9 @@ FAMILIES = tuple(
         ("loss", LossMethod, "How far is the student from the fused distribution?"),
         ("merge", MergeMethod, "How do several models of one architecture become one, weight by weight?"),
         ("decode", DecodeMethod, "How do several models write one text, without training?"),
+        ("evolve", EvolveMethod, "Which child of several models is bred next?"),
+        ("judge", JudgeMethod, "How good is a model's answer?"),
+        ("vote", VoteMethod, "Which of several answers do the judges together prefer?"),
     )
 )
 
@@ -121,6 +133,12 @@ def _kind(annotation: Any) -> str:
     return annotation.__name__ if isinstance(annotation, type) else re.sub(r"\btyping\.", "", str(annotation))
 
 
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return repr(field.default_factory())
+    return "required" if field.default is dataclasses.MISSING else repr(field.default)
+
+
 def _entry(family: Family, method: type) -> Entry:
     hints = get_type_hints(method)
     fields = [field for field in dataclasses.fields(method) if field.name != "name"]
@@ -132,7 +150,7 @@ def _entry(family: Family, method: type) -> Entry:
         prose.split("\n\n")[0].replace("\n", " "),
         prose,
         tuple(sorted(set(re.findall(r"arXiv:\d{4}\.\d{4,5}", text)))),
-        tuple(Parameter(field.name, _kind(hints[field.name]), repr(field.default)) for field in fields),
+        tuple(Parameter(field.name, _kind(hints[field.name]), _default(field)) for field in fields),
     )
 
 

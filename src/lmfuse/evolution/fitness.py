@@ -1,0 +1,173 @@
+"""What a child is worth: scores of single units of data, by one of our measures or by a user's own function."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from lmfuse.artefacts import content_key
+from lmfuse.errors import InputError, ModelError
+from lmfuse.evaluate.bits_per_byte import score_documents
+from lmfuse.evolution.models import Model
+from lmfuse.evolution.scores import UnitScore
+from lmfuse.models import LanguageModel, ModelSpec, load_model
+from lmfuse.types import Document
+
+FORM = "the form is module:function"
+
+
+@runtime_checkable
+class Fitness(Protocol):
+    """A measure. It is sent to worker processes, so it must survive ``pickle``."""
+
+    @property
+    def key(self) -> str:
+        """Return a hash of everything that decides the scores, data included, except the model."""
+        ...
+
+    def __call__(self, model: Model, units: Sequence[str]) -> Sequence[UnitScore]:
+        """Return a score for each unit, in their order; more is better.
+
+        Whatever it raises, except for want of memory or disk, is the child's fault: the child is discarded.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class BitsPerByte:
+    """The bits that a model needs for a byte of text, negative; a unit is a document, or the windows that one was cut into.
+
+    Attributes:
+        windows: the pieces of text of each unit, all of one domain, which is the unit's group.
+        spec: how a child is held: its dtype, document start and chat template; its ``model`` is the folder whose tokenizer and module
+            serve children that are given as weights.
+        batch_tokens: padded tokens of a batch.
+        device: where children are judged.
+    """
+
+    windows: Mapping[str, tuple[Document, ...]]
+    spec: ModelSpec
+    batch_tokens: int = 4096
+    device: str = "cpu"
+
+    @property
+    def key(self) -> str:
+        """Return a hash of the text and of how it is read."""
+        held = [self.spec.dtype, self.spec.document_start, self.spec.chat_template, self.batch_tokens]
+        return content_key(["bits_per_byte", {unit: [each.id for each in pieces] for unit, pieces in self.windows.items()}, held])
+
+    def __call__(self, model: Model, units: Sequence[str]) -> list[UnitScore]:
+        """Return the bits of each unit, negative, over its bytes.
+
+        Raises:
+            InputError: a document is longer than the model's context, or has no byte that the model can represent.
+            ModelError: the model cannot be used.
+        """
+        loaded = load_model(replace(self.spec, model=str(model)), self.device) if isinstance(model, Path) else self._with_weights(model)
+        pieces = [(unit, piece) for unit in units for piece in self.windows[unit]]
+        found = score_documents(loaded, [piece for _, piece in pieces], batch_tokens=self.batch_tokens)
+        bits, sizes = dict.fromkeys(units, 0.0), dict.fromkeys(units, 0)
+        for (unit, _), score in zip(pieces, found, strict=True):
+            bits[unit] += score.nll_nats / math.log(2)
+            sizes[unit] += score.num_bytes
+        for unit, size in sizes.items():
+            if not size:
+                raise InputError(f"{unit}: no byte of it can be measured", "leave it out")
+        return [UnitScore(-bits[unit], sizes[unit], self.windows[unit][0].domain) for unit in units]
+
+    @cached_property
+    def _held(self) -> LanguageModel:
+        return load_model(self.spec, self.device)
+
+    def _with_weights(self, weights: Mapping[str, Tensor]) -> LanguageModel:
+        module = self._held.module
+        with torch.no_grad():
+            own = module.state_dict()
+            if unknown := sorted(set(weights) - set(own)):
+                raise ModelError(f"{self.spec.model}: has no tensor {unknown[0]}", "name one of the parents")
+            for name, tensor in weights.items():
+                own[name].copy_(tensor)
+        given = {own[name].data_ptr() for name in weights}
+        for name, tensor in module.named_parameters():
+            if tensor.data_ptr() not in given:
+                raise ModelError(f"a child has no tensor {name}", "name one of the parents")
+        return self._held
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the loaded model behind: every worker loads its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_held"}
+
+
+@dataclass(frozen=True)
+class UserFunction:
+    """A user's own function ``module:function``. **Importing the module and calling the function runs their code**, with all their rights.
+
+    It is called with a child (a ``Path``, or weights by name) and a tuple of units, and returns a number or a ``UnitScore`` for each, in
+    their order, or a mapping from units. Data are its own affair; it never hears of units that it must not see yet.
+    """
+
+    reference: str
+
+    @classmethod
+    def checked(cls, reference: str) -> UserFunction:
+        """Return it, once it is known to be there.
+
+        Raises:
+            InputError: it cannot be imported, or is no function.
+        """
+        found = cls(reference)
+        _ = found.function
+        return found
+
+    @property
+    def function(self) -> Callable[[Model, tuple[str, ...]], Any]:
+        """Return the function; modules beside the current folder are found too."""
+        name, colon, attribute = self.reference.partition(":")
+        if not (colon and name and attribute):
+            raise InputError(f"fitness: {self.reference!r} names no function", FORM)
+        if "" not in sys.path:
+            sys.path.insert(0, "")
+        try:
+            found = getattr(importlib.import_module(name), attribute)
+        except Exception as reason:
+            raise InputError(f"fitness: {self.reference} cannot be imported: {type(reason).__name__}: {_line(reason)}", FORM) from reason
+        if not callable(found):
+            raise InputError(f"fitness: {self.reference} is {type(found).__name__}, expected a function", FORM)
+        return found
+
+    @property
+    def key(self) -> str:
+        """Return a hash of the name and of the file that the function stands in; other files that it needs are not seen."""
+        file = inspect.getsourcefile(inspect.unwrap(self.function))
+        return content_key(["function", self.reference, hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""])
+
+    def __call__(self, model: Model, units: Sequence[str]) -> list[UnitScore]:
+        """Return what the function says.
+
+        Raises:
+            ValueError: it gives another number of scores than units, or none for a unit.
+        """
+        found = self.function(model, tuple(units))
+        if isinstance(found, Mapping):
+            if missing := [unit for unit in units if unit not in found]:
+                raise ValueError(f"{self.reference} gave no score for {missing[0]}")
+            found = [found[unit] for unit in units]
+        scores = [each if isinstance(each, UnitScore) else UnitScore(float(each)) for each in found]
+        if len(scores) != len(units):
+            raise ValueError(f"{self.reference} gave {len(scores)} scores for {len(units)} units")
+        return scores
+
+
+def _line(reason: BaseException) -> str:
+    return next(iter(str(reason).splitlines()), "")

@@ -1,0 +1,1 @@
+"""Methods that breed new models from a population: members and their scores in, the next child out."""

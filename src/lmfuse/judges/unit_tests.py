@@ -1,0 +1,71 @@
+"""Answers with code, run with the question's tests in a sandbox."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import cached_property
+
+from lmfuse.artefacts import content_key
+from lmfuse.judges.protocol import VERSION, Case, Opinion, Scorer
+from lmfuse.judges.sandbox import run_python
+from lmfuse.judges.settings import UnitTests, label_of
+
+FENCE = re.compile(
+    r"^[ \t]*(?P<fence>```+|~~~+)[ \t]*(?P<tag>[\w+.-]*)[^\n]*\n(?P<code>.*?)(?:^[ \t]*(?P=fence)[ \t]*$|\Z)", re.MULTILINE | re.DOTALL
+)
+PYTHON = ("python", "python3", "py", "py3")
+
+
+def code_of(answer: str, which: str = "first") -> str:
+    r"""Return the code of an answer: its first or last fenced block, or all of them; without one the whole answer.
+
+    Blocks that are called Python are taken before those without a name; those of other languages are none.
+
+    >>> code_of("Try\n```python\nx = 1\n```\nThen:\n```\nx\n```"), code_of("x = 2"), code_of("```py\nx = 3")
+    ('x = 1\n', 'x = 2', 'x = 3')
+    """
+    blocks = [(found["tag"].lower(), found["code"]) for found in FENCE.finditer(answer)]
+    named = [code for tag, code in blocks if tag in PYTHON] or [code for tag, code in blocks if not tag]
+    if not named:
+        return "" if blocks else answer
+    return {"first": named[0], "last": named[-1], "all": "\n".join(named)}[which]
+
+
+class UnitTestsScorer(Scorer):
+    """The judge ``unit_tests``."""
+
+    def __init__(self, settings: UnitTests) -> None:
+        self.settings, self.label = settings, label_of(settings)
+
+    @cached_property
+    def key(self) -> str:
+        """Return a hash of its settings."""
+        return content_key(["unit_tests", VERSION, self.settings.code, asdict(self.settings.limits)])
+
+    def opinions(self, cases: Sequence[Case], texts: Sequence[Sequence[str]]) -> list[list[Opinion]]:
+        """Return 1 where the tests pass, 0 where they do not, ``nan`` where there are none.
+
+        Raises:
+            InputError: this system cannot run a stranger's program safely.
+        """
+        pairs = [(case, text) for case, answers in zip(cases, texts, strict=True) for text in answers]
+        with ThreadPoolExecutor(self.settings.at_once) as pool:
+            found = iter(list(pool.map(self._opinion, *zip(*pairs, strict=True))) if pairs else [])
+        return [[next(found) for _ in answers] for answers in texts]
+
+    def _opinion(self, case: Case, text: str) -> Opinion:
+        if not case.tests.strip():
+            return Opinion(math.nan, problem="no_tests")
+        code = code_of(text, self.settings.code)
+        if not code.strip():
+            return Opinion(0.0, problem="no_code")
+        ran = run_python(code, case.tests, self.settings.limits)
+        given = json.dumps({"answer.py": code, "tests.py": case.tests}, ensure_ascii=False)
+        said = json.dumps({"outcome": ran.outcome, "detail": ran.detail, "output": ran.output, "layers": ran.layers}, ensure_ascii=False)
+        counters = {} if ran.outcome in ("passed", "failed") else {f"runs_{ran.outcome}": 1}
+        return Opinion(float(ran.outcome == "passed"), ((given, said),), counters=counters)
