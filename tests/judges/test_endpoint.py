@@ -14,7 +14,8 @@ import pytest
 
 from lmfuse.errors import InputError
 from lmfuse.judges import endpoint
-from lmfuse.judges.endpoint import EndpointScorer, Reply, messages, read_score, retry_after
+from lmfuse.judges.endpoint import MOST_FAILURES, EndpointScorer, messages, read_score
+from lmfuse.judges.endpoint_http import Http, Reply, retry_after
 from lmfuse.judges.settings import Endpoint
 from tests.judges.build import case
 
@@ -57,6 +58,9 @@ def test_a_number_is_the_score_and_everything_is_kept(tmp_path):
         ('{"score": 0}', None), ('{"score": 10.5}', None), ('{"score": "7"}', None), ('{"score": true}', None), ('{"score": NaN}', None),
         ('{"score": 3} {"score": 4}', None),
         ("7", None), ("", None), ("{}", None), ('{"score": }', None), ('{"score": null}', None), ('{"score": 1e400}', None), ("[1]", None),
+        ('{"reason": "fine"}\n{"score": 7}', 7), ('{"score": 7, "why": {"a": 1}}', 7), ('{"score": 7, "reason": "uses {x}"}', 7),
+        ('{"a": {"score": 6}}', 6), ('{"score": 6, "of": {"score": 10}}', 6), ('{x} {"score": 2} }{', 2), ('{"score": "3"} {"score": 3}', None),
+        ('{"score": ' + "[" * 90_000, None), ('{"a":' * 19_000, None), ("{" * 100_000, None), ('{"score": 4}' + " " * 100_000, None),
         ('{"score": ' + "9" * 400 + "}", None), ('{"score": ' + "[" * 100_000 + "}", None),
     ],
 )  # fmt: skip
@@ -130,6 +134,63 @@ def test_a_resumed_run_asks_nothing_twice(tmp_path):
         path.write_text("{ broken")
     third, asked, _ = scripted(tmp_path, Reply(200, said('{"score": 9}')))
     assert (third.opinions([CASE], [["Rayleigh."]])[0][0].score, len(asked)) == (9.0, 1)
+
+
+def test_an_endpoint_that_is_out_stops_the_run_and_what_it_said_is_kept(tmp_path):
+    answers = [f"answer {i}" for i in range(30)]
+    good = [Reply(200, said('{"score": 7}'))] * 3
+    scorer, asked, _ = scripted(tmp_path, *good, *[Reply(503, "no\nupstream")] * 60, retries=0)
+    with pytest.raises(InputError, match=f"could not be asked about {MOST_FAILURES} answers in a row: status 503: no upstream"):
+        scorer.opinions([CASE], [answers])
+    assert len(asked) == 3 + MOST_FAILURES
+    again, asked, _ = scripted(tmp_path, *[Reply(200, said('{"score": 5}'))] * 27)
+    assert [opinion.score for opinion in again.opinions([CASE], [answers])[0]] == [7.0] * 3 + [5.0] * 27
+    mixed = [reply for _ in range(10) for reply in (*[Reply(0, "x")] * (MOST_FAILURES - 1), Reply(400, "too long"))]
+    patient, _, _ = scripted(tmp_path / "other", *mixed, retries=0)
+    [found] = patient.opinions([CASE], [[f"answer {i}" for i in range(len(mixed))]])
+    assert [opinion.passing for opinion in found[:9]] == [True] * (MOST_FAILURES - 1) + [False, True]
+
+
+def test_a_reply_that_cannot_be_read_is_not_kept_for_ever(tmp_path):
+    first, _, _ = scripted(tmp_path, Reply(200, said("no idea")))
+    assert first.opinions([CASE], [["x"]])[0][0].problem == "unreadable"
+    assert not (tmp_path / "cache").exists()
+    again, _, _ = scripted(tmp_path, Reply(200, said('{"score": 5}')))
+    assert again.opinions([CASE], [["x"]])[0][0].score == 5.0
+
+
+@pytest.mark.parametrize("key", ["sk-SECRET123\n", " sk-SECRET123\r\n", 'sk-"SEC\\RET/123', "sk-SECRET+/=="])
+def test_a_key_is_masked_however_it_is_written(tmp_path, monkeypatch, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    plain = key.strip()
+
+    def act(handler):
+        echo = json.dumps(plain)[1:-1]
+        body = {"choices": [], "auth": plain, "repr": repr(plain), "raw": handler.headers["authorization"]}
+        reply(handler, 500, f"{json.dumps(body)} {plain} {echo} {echo.replace('/', chr(92) + '/')} {plain!r}".encode())
+
+    with served(act) as (server, url):
+        [[opinion]] = EndpointScorer(settings(url=url, retries=0), tmp_path / "cache").opinions([CASE], [["x"]])
+    assert server.seen[0][1]["authorization" if "authorization" in server.seen[0][1] else "Authorization"] == f"Bearer {plain}"
+    kept = json.dumps(opinion.plain())
+    assert "[key]" in kept
+    assert "SEC" not in kept
+
+
+@pytest.mark.parametrize("key", ["sk-SECRET123é", "sk-SEC\nRET", "sk-SEC\tRET", "sk-\x7fSECRET"])
+def test_a_key_that_cannot_be_one_is_refused_by_the_name_of_its_variable(tmp_path, monkeypatch, key):
+    monkeypatch.setenv("MY_JUDGE_KEY", key)
+    with pytest.raises(InputError, match="variable MY_JUDGE_KEY holds a character") as caught:
+        EndpointScorer(settings(key_variable="MY_JUDGE_KEY"), tmp_path / "cache").opinions([CASE], [["x"]])
+    assert "SEC" not in str(caught.value) + caught.value.hint
+
+
+def test_what_the_client_says_of_a_bad_header_is_not_told(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    http = Http(settings())
+    http.__dict__["_key"] = "sk-SECRET\n"  # as if nobody had looked
+    found = http({})
+    assert (found.status, "SECRET" in found.body) == (0, False)
 
 
 class Handler(BaseHTTPRequestHandler):

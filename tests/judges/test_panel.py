@@ -130,6 +130,25 @@ def test_an_interrupted_panel_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert whole.judges == ("verifier", "other")
 
 
+def test_what_failed_in_passing_is_asked_again(tmp_path, monkeypatch):
+    class Flaky(Scripted):
+        down = True
+
+        def opinions(self, cases, texts):
+            found = super().opinions(cases, texts)
+            down = self.down and cases[0].id == "q3"
+            return [[replace(each, score=NAN, problem="unreachable", passing=True) for each in some] for some in found] if down else found
+
+    scorer = Flaky("x", lambda _, text: float(len(text)))
+    monkeypatch.setattr(module, "make_judge", lambda settings, _: Judge("x", [scorer]))
+    first = judge_answers(of("x"), CASES, CANDIDATES, around(tmp_path), tmp_path / "out")
+    assert (first.counters["x.unreachable"], first.counters["x.nan"]) == (9, 9)
+    scorer.down, scorer.asked = False, []
+    second = judge_answers(of("x"), CASES, CANDIDATES, around(tmp_path), tmp_path / "out")
+    assert scorer.asked == [["q3", "q4", "q5"]]
+    assert second.counters["x.nan"] == 0
+
+
 def test_after_kill_9_no_batch_is_judged_twice(tmp_path):
     code = f"""
 import sys, time

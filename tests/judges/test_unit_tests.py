@@ -9,7 +9,7 @@ import pytest
 
 from lmfuse.errors import InputError
 from lmfuse.judges import unit_tests
-from lmfuse.judges.sandbox import SandboxLimits
+from lmfuse.judges.sandbox import Ran, SandboxLimits
 from lmfuse.judges.settings import UnitTests
 from lmfuse.judges.system_calls import machine_is_known
 from lmfuse.judges.unit_tests import UnitTestsScorer, code_of
@@ -84,6 +84,45 @@ def test_a_system_without_protection_stops_the_run(monkeypatch):
 )
 def test_by_hand_the_code_of_an_answer(answer, first, last, all_):
     assert [code_of(answer, which) for which in ("first", "last", "all")] == [first, last, all_]
+
+
+@pytest.mark.parametrize(
+    ("tests", "message"),
+    [
+        ("def check(candidate):\n    assert candidate(1, 2) == 3", "check nothing"),
+        ("import unittest\nclass T(unittest.TestCase):\n    def test(self): self.assertEqual(add(1, 2), 3)", "check nothing"),
+        ("import unittest\nif __name__ == '__main__':\n    unittest.main()", "check nothing"),
+        ("# nothing", "check nothing"),
+        ("assert (", "are no Python"),
+    ],
+)
+def test_tests_that_every_answer_would_pass_are_refused(tests, message, monkeypatch):
+    monkeypatch.setattr(unit_tests, "run_python", lambda *_: pytest.fail("it ran"))
+    with pytest.raises(InputError, match=f"question add {message}|question add .*{message}"):
+        opinions(RIGHT, question=case("add", tests=tests))
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "def check(f):\n    assert f(1, 2) == 3\ncheck(add)",
+        "for a in range(3):\n    assert add(a, 1) == a + 1",
+        "if add(1, 1) != 2: raise ValueError",
+    ],
+)
+def test_tests_that_check_something_are_run(tests):
+    assert [opinion.score for opinion in opinions(RIGHT, RIGHT.replace("+", "-"), question=case("add", tests=tests))] == [1.0, 0.0]
+
+
+def test_a_folder_that_stays_is_counted(monkeypatch):
+    monkeypatch.setattr(unit_tests, "run_python", lambda *_: Ran("passed", "", "", {}, folder_left=True))
+    assert opinions(RIGHT)[0].counters == {"folders_left": 1}
+
+
+def test_another_python_is_another_key(monkeypatch):
+    before = UnitTestsScorer(UnitTests()).key
+    monkeypatch.setattr(unit_tests.sys, "version", "3.99.0")
+    assert UnitTestsScorer(UnitTests()).key != before
 
 
 def test_the_key_is_that_of_settings_that_change_a_score():

@@ -106,6 +106,21 @@ def test_by_hand_the_letter(text, letter):
     assert choice_letter(text) == letter
 
 
+@pytest.mark.parametrize(
+    "text", ["answer" + " " * 40_000 + "x", "answer" + " :*" * 20_000, "answer " * 20_000, "." * 40_000 + "A" + "." * 40_000 + "x"]
+)
+def test_letters_take_no_time(text):
+    begun = time.monotonic()
+    choice_letter(text)
+    assert time.monotonic() - begun < 2
+
+
+def test_patterns_are_not_tried_on_texts_without_end():
+    [[opinion]] = VerifierScorer(Verifier(check="regex", pattern="x")).opinions([case(truth="x")], [["x" * 100_001]])
+    assert (math.isnan(opinion.score), opinion.problem) == (True, "too_long")
+    assert verdicts("x", "x" * 100_000, check="regex", pattern="x") == [1.0]
+
+
 def test_letters_against_the_truth():
     assert verdicts("B", "(B)", "the answer is C", "", check="choice_letter") == [1.0, 0.0, 0.0]
     assert verdicts("(F)", "F", check="choice_letter", letters="ABCDEF") == [1.0]

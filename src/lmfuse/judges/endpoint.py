@@ -5,22 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import re
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lmfuse.artefacts import content_key, write_atomic
 from lmfuse.errors import InputError
+from lmfuse.judges.endpoint_http import TIMEOUT, Http, Post, Reply
 from lmfuse.judges.protocol import VERSION, Case, Opinion, Scorer
 from lmfuse.judges.settings import Endpoint, label_of
 
@@ -41,20 +37,9 @@ N is a number from 1 (useless) to 10 (perfect)."""
 LOWEST, HIGHEST = 1, 10
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # statuses that may pass
 MISTAKES = {401: "the API key is wrong or missing", 403: "the API key may not do this", 404: "no such address or model"}
-MOST_REPLY = 1 << 20  # bytes
-OBJECT = re.compile(r"\{[^{}]*\}")
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What came back: a status (0: none), the body or what went wrong, and how long to wait before the next attempt, if it says so."""
-
-    status: int
-    body: str
-    wait_seconds: float | None = None
-
-
-Post = Callable[[dict[str, Any]], Reply]
+LONGEST_SAID = 100_000  # characters in which a number is looked for
+MOST_FAILURES = 8  # answers in a row that the endpoint could not be asked about
+DECODER = json.JSONDecoder()
 
 
 def messages(case: Case, answer: str) -> list[dict[str, str]]:
@@ -75,18 +60,30 @@ def messages(case: Case, answer: str) -> list[dict[str, str]]:
 def read_score(said: str) -> float:
     """Return the number of the only JSON object with a ``score``; ``nan`` where there is none, several differ, or it is out of range.
 
+    Whatever else stands around it, and objects without a ``score``, are no matter.
+
     >>> [read_score(said) for said in ('{"score": 7}', 'Good. ```json\\n{"score": 8.5}\\n```', '{"score": 3} or {"score": 4}', '{"score": 11}', "7")]
     [7.0, 8.5, nan, nan, nan]
     """
-    found = set()
-    for text in OBJECT.findall(said):
-        with suppress(ValueError, OverflowError, RecursionError):
-            value = json.loads(text).get("score")
-            found.add(float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan)
+    found, begin = set(), said.find("{") if len(said) <= LONGEST_SAID else -1
+    while begin >= 0:
+        end = begin + 1
+        with suppress(ValueError, RecursionError):
+            value, after = DECODER.raw_decode(said, begin)
+            if "score" in value:
+                found.add(_number(value["score"]))
+                end = after
+        begin = said.find("{", end)
     if len(found) != 1:
         return math.nan
     score = found.pop()
     return score if LOWEST <= score <= HIGHEST else math.nan
+
+
+def _number(value: Any) -> float:
+    with suppress(OverflowError):
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    return math.nan
 
 
 class EndpointScorer(Scorer):
@@ -103,6 +100,8 @@ class EndpointScorer(Scorer):
         """
         self.settings, self.label = settings, label_of(settings)
         self.cache, self._sleep = cache, sleep
+        self._failures, self._lock = 0, threading.Lock()
+        self._outage: str | None = None
         self._http = None if post else Http(settings)
         self._post: Post = post or self._http  # type: ignore[assignment]
 
@@ -116,7 +115,7 @@ class EndpointScorer(Scorer):
         """Return the numbers that the endpoint gives.
 
         Raises:
-            InputError: the key, the address or the model's name is wrong.
+            InputError: the key, the address or the model's name is wrong; or the endpoint could not be reached for many answers in a row.
         """
         pairs = [(case, text) for case, answers in zip(cases, texts, strict=True) for text in answers]
         with ThreadPoolExecutor(self.settings.at_once) as pool:
@@ -135,12 +134,31 @@ class EndpointScorer(Scorer):
         with suppress(OSError, ValueError, KeyError, TypeError):
             known = json.loads(place.read_text(encoding="utf-8"))
             if known["request"] == request:
-                return _opinion_of(asked, [Reply(200, str(known["reply"]))], {})
+                opinion = _opinion_of(asked, [Reply(200, str(known["reply"]))], {})
+                if not math.isnan(opinion.score):
+                    return opinion
+        self._stop_if_out()
         replies = self._ask(request)
-        if replies[-1].status == 200:
+        opinion = _opinion_of(asked, replies, {"requests_repeated": len(replies) - 1} if len(replies) > 1 else {})
+        self._count_failures(opinion, replies[-1])
+        if not math.isnan(opinion.score):  # a reply that cannot be read may be another one next time
             self.cache.mkdir(parents=True, exist_ok=True)
             write_atomic(place, json.dumps({"request": request, "reply": replies[-1].body}, ensure_ascii=False).encode())
-        return _opinion_of(asked, replies, {"requests_repeated": len(replies) - 1} if len(replies) > 1 else {})
+        return opinion
+
+    def _count_failures(self, opinion: Opinion, last: Reply) -> None:
+        with self._lock:
+            self._failures = self._failures + 1 if opinion.passing else 0
+            if self._failures >= MOST_FAILURES and self._outage is None:
+                self._outage = f"{f'status {last.status}: ' if last.status else ''}{' '.join(last.body.split())[:200]}"
+        self._stop_if_out()
+
+    def _stop_if_out(self) -> None:
+        if self._outage is not None:
+            raise InputError(
+                f"judge {self.label}: {self.settings.url} could not be asked about {MOST_FAILURES} answers in a row: {self._outage}",
+                "see to the endpoint and call again: what it has said is kept",
+            )
 
     def _ask(self, request: dict[str, Any]) -> list[Reply]:
         replies: list[Reply] = []
@@ -170,86 +188,9 @@ def _opinion_of(asked: str, replies: Sequence[Reply], counters: dict[str, int]) 
     last = replies[-1]
     if last.status != 200:
         problem = "timeout" if last.body == TIMEOUT else "unreachable" if last.status in (0, *AGAIN) else "refused"
-        return Opinion(math.nan, exchanges, problem, counters)
+        return Opinion(math.nan, exchanges, problem, counters, passing=problem != "refused")
     said: Any = None
     with suppress(ValueError, LookupError, TypeError, RecursionError):
         said = json.loads(last.body)["choices"][0]["message"]["content"]
     score = read_score(said) if isinstance(said, str) else math.nan
     return Opinion(score, exchanges, "unreadable" if math.isnan(score) else "", counters)
-
-
-TIMEOUT = "no reply in time"
-
-
-class Http:
-    """Sends requests with httpx2, the client that huggingface_hub and openai use; the extra ``judges`` names it."""
-
-    def __init__(self, settings: Endpoint) -> None:
-        self.settings = settings
-        self._client: Any = None
-        self._lock = threading.Lock()
-
-    @cached_property
-    def _key(self) -> str:
-        return os.environ.get(self.settings.key_variable, "")
-
-    def _connected(self, httpx: Any) -> Any:
-        with self._lock:
-            if self._client is None:
-                self._client = httpx.Client(timeout=self.settings.timeout_seconds, follow_redirects=False)
-            return self._client
-
-    def __call__(self, request: dict[str, Any]) -> Reply:
-        """Send a request once; whatever goes wrong is a reply of status 0. The key is in no reply, even where the endpoint repeats it."""
-        httpx = _library()
-        headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
-        deadline, body = time.monotonic() + self.settings.timeout_seconds, bytearray()
-        try:
-            with self._connected(httpx).stream(
-                "POST", f"{self.settings.url.rstrip('/')}/chat/completions", json=request, headers=headers
-            ) as answer:
-                for part in answer.iter_bytes():
-                    body += part
-                    if len(body) > MOST_REPLY:
-                        return Reply(413, f"a reply of more than {MOST_REPLY:,} bytes")
-                    if time.monotonic() > deadline:
-                        return Reply(0, TIMEOUT)
-                wait = retry_after(answer.headers.get("retry-after", ""))
-                return Reply(answer.status_code, self._without_key(bytes(body).decode("utf-8", "replace")), wait)
-        except httpx.TimeoutException:
-            return Reply(0, TIMEOUT)
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            return Reply(0, self._without_key(f"{type(error).__name__}: {error}"))
-
-    def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if self._key else text
-
-    def close(self) -> None:
-        """Close the connections."""
-        if self._client is not None:
-            self._client.close()
-            self._client = None
-
-
-def _library() -> Any:
-    try:
-        import httpx2
-    except ImportError:
-        raise InputError("judge endpoint: httpx2 is not installed", "pip install 'lmfuse[judges]'") from None
-    return httpx2
-
-
-def retry_after(text: str) -> float | None:
-    """Return the seconds of a ``Retry-After`` header, which gives them or a date; None where it says neither.
-
-    >>> retry_after("7"), retry_after("soon"), retry_after("Thu, 01 Jan 1970 00:00:00 GMT")
-    (7.0, None, 0.0)
-    """
-    with suppress(ValueError):
-        seconds = float(text)
-        return max(0.0, seconds) if math.isfinite(seconds) else None
-    with suppress(ValueError, TypeError):
-        date = parsedate_to_datetime(text)
-        date = date if date.tzinfo else date.replace(tzinfo=UTC)
-        return max(0.0, (date - datetime.now(UTC)).total_seconds())
-    return None

@@ -171,7 +171,8 @@ def _batch(part: Scorer, journal: Journal, cases: Sequence[Case], texts: Sequenc
     known = journal.find(batch)
     if known is None:
         known = part.opinions(cases, texts)
-        journal.add(batch, cases, texts, known)
+        if not any(opinion.passing for opinions in known for opinion in opinions):  # else the same call asks again
+            journal.add(batch, cases, texts, known)
     return known
 
 

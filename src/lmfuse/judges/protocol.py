@@ -60,12 +60,14 @@ class Opinion:
         exchanges: what it was given and what it said, verbatim, in order.
         problem: in a word why it abstains, or why it gave the lowest score unseen; counted.
         counters: what else happened, by name.
+        passing: whether it abstains for a reason that may be gone tomorrow; a journal does not keep that.
     """
 
     score: float
     exchanges: tuple[tuple[str, str], ...] = ()
     problem: str = ""
     counters: Mapping[str, int] = field(default_factory=dict)
+    passing: bool = False
 
     def plain(self) -> dict[str, Any]:
         """Return it as JSON types; an abstention's score is null."""

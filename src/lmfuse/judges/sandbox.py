@@ -2,8 +2,9 @@
 
 The program runs in a child process (``sandbox_child.py``) under every protection that the system gives an ordinary user: namespaces of its own
 (no network, no other process, a root that holds the interpreter, read only, and an empty folder in memory), Landlock (no file but these), a
-filter of system calls (no sockets, no new processes, no signals to others), limits on processor time, memory and files, and a clock outside. It
-sees no environment and no standard input, and only the standard library. The child and everything in it are killed at the end in any case.
+filter of system calls (no sockets but pairs of its own, no new processes, no signals to others), limits on processor time, memory, files and
+threads, and a clock outside. It sees no environment and no standard input, and only the standard library. The child and everything in it are
+killed at the end in any case.
 
 A filter, and a root of its own or Landlock, are the least: where the system has neither, nothing is run and an error says so.
 """
@@ -11,7 +12,6 @@ A filter, and a root of its own or Landlock, are the least: where the system has
 from __future__ import annotations
 
 import json
-import math
 import os
 import secrets
 import selectors
@@ -22,7 +22,8 @@ import tempfile
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib.resources import files
 from io import FileIO
 from pathlib import Path
@@ -33,16 +34,18 @@ from pydantic.dataclasses import dataclass as validated
 
 from lmfuse.bytes_trial import _pythons
 from lmfuse.errors import InputError
+from lmfuse.judges.sandbox_host import folder_bytes, remove_folder, threads_of, working_user
 from lmfuse.judges.system_calls import machine_is_known, seccomp_filter
 
 Outcome = Literal["passed", "failed", "timeout", "memory", "output", "disk", "ended"]
 HINT = "run on Linux with Landlock (6.2 or newer) or with user namespaces, on x86-64 or 64-bit ARM, or leave the judge `unit_tests` out"
-PASSED_ON = ("LD_LIBRARY_PATH",)  # what an interpreter may need to start; the program does not see it
+PASSED_ON = ("LD_LIBRARY_PATH",)  # passed on where an interpreter does not start without it; the program does not see it
 FLAGS = ("-I", "-S", "-B", "-X", "utf8")  # nothing from the environment, no packages, no files written, UTF-8 whatever the locale
 TICK = 0.05  # seconds between two looks at the folder, where it is on a disk
+ANSWERED = b'{"answered": true}\n'  # what the child reports when the program has ended
+THREADS = 256  # beside those that its user has already, which the kernel counts with it
 LONGEST_REPORT = 100_000  # bytes
 LONGEST_DETAIL = 2000  # characters
-BLOCK = 4096  # bytes that even an empty file counts for
 LIMIT_SIGNALS = (signal.SIGXCPU, signal.SIGKILL)  # of processor time: asked to end, made to end
 
 
@@ -74,19 +77,22 @@ class Ran:
         detail: what it raised, or how it ended.
         output: what it wrote to standard output and error, up to the limit; bytes that are no UTF-8 as ``\\xff``.
         layers: the protections that held.
+        folder_left: whether something of its folder could not be removed.
     """
 
     outcome: Outcome
     detail: str
     output: str
     layers: dict[str, Any] = field(default_factory=dict)
+    folder_left: bool = False
 
 
 def run_python(answer: str, tests: str, limits: SandboxLimits, without: Collection[str] = ()) -> Ran:
     """Execute a program, then its tests in the same module.
 
-    The verdict needs a word that only a run to the end of the tests reads, so a program that exits early has not passed. One that searches its
-    own process for that word can deceive its tests; it cannot do harm.
+    The tests and a word, which only a run to their end reads, are handed in once the program has ended: one that exits early has not passed, one
+    that replaces Python's own functions has failed, and none can read its tests before it is tested. What the tests call is the program's all the
+    same: functions written to deceive (a result that equals everything, a thread that looks for the word) can pass; they cannot do harm.
 
     Args:
         answer: the program.
@@ -99,33 +105,35 @@ def run_python(answer: str, tests: str, limits: SandboxLimits, without: Collecti
     """
     if not machine_is_known():
         raise InputError(f"unit_tests: no sandbox for {sys.platform} on this processor", HINT)
-    word, folder = secrets.token_hex(16), tempfile.mkdtemp(prefix="lmfuse-sandbox-")
+    word, folder, user = secrets.token_hex(16), tempfile.mkdtemp(prefix="lmfuse-sandbox-"), working_user()
     try:
         with _pipe() as (reader, report), _pipe() as (token, writer):
-            writer.write(word.encode())
             order = {
-                "answer": answer, "tests": tests, "folder": os.path.realpath(folder), "filter": seccomp_filter().hex(), "without": [*without],
-                "parent": os.getpid(), "report": report.fileno(), "token": token.fileno(), "cpu_seconds": limits.cpu_seconds,
+                "answer": answer, "program": _source("sandbox_program.py"), "folder": os.path.realpath(folder), "without": [*without],
+                "filter": seccomp_filter().hex(), "parent": os.getpid(), "report": report.fileno(), "token": token.fileno(),
+                "user": user, "threads": threads_of(user) + THREADS, "cpu_seconds": limits.cpu_seconds,
                 "memory_bytes": limits.memory_mb << 20, "file_bytes": limits.file_mb << 20, "folder_bytes": limits.disk_mb << 20,
             }  # fmt: skip
             child = _start(order, (report.fileno(), token.fileno()))
             report.close()
+            token.close()
+            source = tests.encode("utf-8", "surrogatepass")
             watch = _Watch(child, reader.fileno(), limits, Path(folder))
-            watch.until_it_ends()
+            watch.until_it_ends(writer, len(source).to_bytes(8, "big") + source + word.encode())
     finally:
         remove_folder(Path(folder))
-    return _verdict(watch, word)
+    ran = _verdict(watch, word)
+    return replace(ran, folder_left=os.path.lexists(folder))
 
 
 def _start(order: dict[str, Any], kept: tuple[int, ...]) -> subprocess.Popen[bytes]:
-    code = files("lmfuse.judges").joinpath("sandbox_child.py").read_text(encoding="utf-8")
-    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    code = _source("sandbox_child.py")
     reason = "no Python was found"
     for python in _pythons():
         try:
             child = subprocess.Popen(
                 [python, *FLAGS, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                env=environment, start_new_session=True, pass_fds=kept, cwd="/",
+                env=_environment(python), start_new_session=True, pass_fds=kept, cwd="/",
             )  # fmt: skip
         except OSError as error:
             reason = f"{python}: {error.strerror}"
@@ -137,6 +145,22 @@ def _start(order: dict[str, Any], kept: tuple[int, ...]) -> subprocess.Popen[byt
             child.stdin.close()
         return child
     raise InputError(f"unit_tests: the sandbox cannot start: {reason}", HINT)
+
+
+def _source(name: str) -> str:
+    return files("lmfuse.judges").joinpath(name).read_text(encoding="utf-8")
+
+
+@cache
+def _environment(python: str) -> dict[str, str]:
+    """Return what an interpreter needs to start: nothing, unless it does not start so."""
+    told = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    for given in ({}, told) if told else ():
+        with suppress(OSError, subprocess.TimeoutExpired):
+            done = subprocess.run([python, *FLAGS, "-c", "import ctypes"], env=given, cwd="/", capture_output=True, timeout=60, check=False)
+            if done.returncode == 0:
+                return given
+    return {}
 
 
 @contextmanager
@@ -159,16 +183,24 @@ class _Watch:
         self.broke: Outcome | None = None
         self.status = 0
 
-    def until_it_ends(self) -> None:
+    def until_it_ends(self, into: FileIO, tests: bytes) -> None:
+        """Wait; hand in the tests when the program has run to its end."""
         deadline = time.monotonic() + self.limits.wall_seconds
+        os.set_blocking(into.fileno(), False)
+        waiting = True
         try:
             with selectors.DefaultSelector() as selector:
                 for handle in self.texts:
                     selector.register(handle, selectors.EVENT_READ)
                 while selector.get_map() and self.broke is None:
                     for key, _ in selector.select(min(TICK, max(0.0, deadline - time.monotonic()))):
-                        if not self._read(key.fd):
+                        if key.fd == into.fileno():
+                            tests = tests[_written(key.fd, tests) :]
+                        if not (tests if key.fd == into.fileno() else self._read(key.fd)):
                             selector.unregister(key.fd)
+                    if waiting and ANSWERED in self.report:
+                        selector.register(into.fileno(), selectors.EVENT_WRITE)
+                        waiting = False
                     self._look(deadline)
             while self.broke is None and not self._has_ended():
                 time.sleep(TICK / 5)
@@ -198,44 +230,14 @@ class _Watch:
             self.broke = "disk"
 
 
-def folder_bytes(folder: Path) -> float:
-    """Return how much all files and folders below a folder take, a block at least each; ``inf`` where it cannot be looked into.
-
-    What vanishes meanwhile takes nothing. Paths that are too long for the system are a way to hide files, hence ``inf``.
-    """
-    total, waiting = 0, [str(folder)]
-    while waiting:
-        try:
-            with os.scandir(waiting.pop()) as entries:
-                for entry in entries:
-                    total += max(BLOCK, entry.stat(follow_symlinks=False).st_blocks * 512)
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError:
-            return math.inf
-    return float(total)
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove a folder that a stranger has filled: folders in folders without end are first laid side by side, for no path may be long."""
-    fresh, number = secrets.token_hex(8), 0
-    with suppress(OSError):
-        while names := os.listdir(folder):
-            for path in (folder / name for name in names):
-                if path.is_symlink() or not path.is_dir():
-                    path.unlink()
-                    continue
-                path.chmod(0o700)
-                for inner in list(path.iterdir()):
-                    if inner.is_symlink() or not inner.is_dir():
-                        inner.unlink()
-                    else:
-                        number += 1
-                        inner.rename(folder / f"{fresh}-{number}")
-                path.rmdir()
-        folder.rmdir()
+def _written(handle: int, data: bytes) -> int:
+    """Write what there is room for; return how much, or everything where nobody reads any more."""
+    try:
+        return os.write(handle, data)
+    except BlockingIOError:
+        return 0
+    except BrokenPipeError:
+        return len(data)
 
 
 def _verdict(watch: _Watch, word: str) -> Ran:
@@ -257,11 +259,13 @@ def _outcome(watch: _Watch, said: dict[str, Any], word: str) -> tuple[Outcome, s
         return watch.broke, {"timeout": f"{watch.limits.wall_seconds:g} s by the clock", "disk": f"{watch.limits.disk_mb} MB of files"}.get(
             watch.broke, f"{watch.limits.output_kb} KB of output"
         )
-    if watch.status in [128 + number for number in LIMIT_SIGNALS]:
+    ended, used = said.get("signal"), said.get("seconds")
+    if ended in LIMIT_SIGNALS and isinstance(used, float) and used >= 0.5 * watch.limits.cpu_seconds:
         return "timeout", f"{watch.limits.cpu_seconds} s of processor time"
     if said.get("passed") == word:
         return "passed", ""
     failure = str(said["failed"])[:LONGEST_DETAIL] if "failed" in said else ""
     if "MemoryError" in failure:
         return "memory", failure
-    return ("failed", failure) if failure else ("ended", f"status {watch.status} before the tests were done")
+    how = f"signal {ended}" if isinstance(ended, int) else f"status {watch.status}"
+    return ("failed", failure) if failure else ("ended", f"{how} before the tests were done")

@@ -1,20 +1,21 @@
 """What the child process of ``sandbox.py`` runs: it locks itself in, then executes a stranger's program and its tests.
 
-Standard input holds one JSON object, the order: ``answer`` and ``tests`` (source code), ``folder``, ``filter`` (the seccomp filter, in
-hexadecimal), ``without`` (layers that are not to be used), limits, and the numbers of two open files: the report is written to ``report``, and
-``token`` holds a word that only a run to the end of the tests reads. The report is JSON lines: ``layers`` or ``refused``, then ``passed`` with the
-word, or ``failed``. Where the layers that could be had do not suffice, nothing is executed.
+Standard input holds one JSON object, the order: ``answer`` (source code), ``program`` (the source of ``sandbox_program.py``), ``folder``, ``filter``
+(the seccomp filter, in hexadecimal), ``without`` (layers that are not to be used), limits, and the numbers of two open files: the report is written
+to ``report``, and from ``token`` come the tests once the program has ended, then a word. The report is JSON lines: ``layers`` or ``refused``;
+``answered``; ``passed`` with the word, or ``failed``; and the ``signal`` that ended the program and its ``seconds``, where there was one. Where the
+layers that could be had do not suffice, nothing is executed.
 
 Three processes follow each other: this one; the first of a process namespace, whose end takes all others with it; and the one that executes.
 """
 
+import _thread
 import ctypes
 import json
 import os
 import resource
 import signal
 import sys
-import types
 from contextlib import suppress
 from typing import Any
 
@@ -22,12 +23,12 @@ NEW_MOUNTS, NEW_NAMES, NEW_IPC, NEW_USERS, NEW_PROCESSES, NEW_NETWORK = 0x20000,
 READ_ONLY, NO_SUID, NO_DEVICES, REMOUNT, BIND, RECURSIVE, PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
 NO_PROGRAMS, NO_TIMES, NO_FOLDER_TIMES, RELATIVE_TIMES_OF_FILES, RELATIVE_TIMES = 8, 1024, 2048, 4096, 1 << 21
 KEPT, DETACH = NO_SUID | NO_DEVICES | NO_PROGRAMS | NO_TIMES | NO_FOLDER_TIMES, 2
-SET_DEATH_SIGNAL, SET_SECCOMP, SET_NO_NEW_PRIVILEGES = 1, 22, 38
+SET_DEATH_SIGNAL, KEEP_CAPABILITIES, SET_SECCOMP, SET_NO_NEW_PRIVILEGES = 1, 8, 22, 38
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # Landlock, the same numbers everywhere
-NOBODY = 65534
+READ_EVERYTHING = 1 << 2  # the capability to read whatever Landlock and the root leave in sight
+THREADS = 64  # of a user in a namespace of its own
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 LEAST_LANDLOCK = 3  # before that it does not keep files from being truncated
-LONGEST_REASON = 500
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -58,8 +59,8 @@ def mount(source: str, target: str, kind: str, flags: int, options: str = "") ->
 def leave_the_system() -> str:
     """Enter namespaces without network, other processes or shared mounts; return ``root``, ``user``, or ``""`` where that is not allowed."""
     wanted = NEW_MOUNTS | NEW_NAMES | NEW_IPC | NEW_PROCESSES | NEW_NETWORK
-    if os.geteuid() == 0 and libc.unshare(wanted) == 0:
-        return "root"
+    if os.geteuid() == 0:  # in users of its own root stays root, whose threads no limit counts: Landlock must do, as somebody else
+        return "root" if libc.unshare(wanted) == 0 else ""
     user, group = os.geteuid(), os.getegid()
     if libc.unshare(wanted | NEW_USERS) != 0:
         return ""
@@ -70,12 +71,13 @@ def leave_the_system() -> str:
 
 
 def readable() -> list[str]:
-    """Return the folders and files that the interpreter needs: its library and the system's; none that lies in another one of them."""
+    """Return the folders and files that the interpreter needs: its library and the system's; none that lies in another one of them.
+
+    Of folders elsewhere, such as those in ``LD_LIBRARY_PATH``, only the very libraries that it has loaded.
+    """
     found = [os.path.dirname(os.__file__), os.path.join(sys.base_prefix, "lib"), "/lib", "/lib64", "/usr/lib", "/usr/lib64"]
     with open("/proc/self/maps") as maps:
-        found += sorted(
-            {os.path.dirname(line.split(None, 5)[5].strip()) for line in maps if ".so" in line.rsplit("/", 1)[-1] and "/" in line}
-        )
+        found += sorted({line.split(None, 5)[5].strip() for line in maps if ".so" in line.rsplit("/", 1)[-1] and "/" in line})
     found += ["/etc/ld.so.cache", "/usr/share/zoneinfo"]
     found += [os.path.realpath(path) for path in found]
     there = [path for path in dict.fromkeys(found) if os.path.exists(path) and path != "/"]
@@ -146,36 +148,51 @@ def readable_inside() -> list[str]:
     return [path for path in READABLE if os.path.exists(path)]
 
 
-def working_user(kind: str) -> int:
-    """Return who executes the program: nobody instead of root, unless the interpreter's library is for root alone."""
-    library = os.stat(os.path.dirname(os.__file__)).st_mode
-    return NOBODY if kind == "root" and library & 0o5 == 0o5 else os.geteuid()
-
-
-def drop_privileges(user: int) -> None:
-    """Become nobody where that is possible, and give up every capability."""
-    if user == NOBODY != os.geteuid():
+def drop_privileges(user: int, work: str) -> None:
+    """Become somebody else where that is possible, and give up every capability; but for reading, where the library is for root alone."""
+    kept = 0
+    if user != os.geteuid():
+        parent = os.getppid()
+        control(KEEP_CAPABILITIES, 1)
         os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+        control(SET_DEATH_SIGNAL, signal.SIGKILL)  # which the new user has taken away
+        if os.getppid() != parent:
+            os._exit(1)
+        if not all(os.access(path, os.R_OK) for path in (os.__file__, json.__file__, work)):
+            kept = READ_EVERYTHING
     head = (ctypes.c_uint32 * 2)(0x20080522, 0)
-    check(libc.capset(head, (ctypes.c_uint32 * 6)()))
+    check(libc.capset(head, (ctypes.c_uint32 * 6)(kept, kept)))
 
 
-def limit(order: dict[str, Any], kind: str) -> None:
-    """Bound memory, processor time, files and threads."""
+def limit(order: dict[str, Any], threads: int, rooted: bool) -> None:
+    """Bound memory, processor time, files and threads. Without a folder in memory the open files together may be as large as all files."""
+    handles = 64 if rooted else max(16, min(64, order["folder_bytes"] // order["file_bytes"]))
     wanted = {
         "RLIMIT_AS": order["memory_bytes"],
-        "RLIMIT_FSIZE": order["file_bytes"],
-        "RLIMIT_NOFILE": 64,
+        "RLIMIT_FSIZE": order["file_bytes"] if rooted else min(order["file_bytes"], order["folder_bytes"] // handles),
+        "RLIMIT_NOFILE": handles,
         "RLIMIT_CORE": 0,
-        **({"RLIMIT_NPROC": 64} if kind == "user" else {}),  # elsewhere it would count the processes of others
+        "RLIMIT_NPROC": threads,
     }
     for name, most in wanted.items():
         hard = resource.getrlimit(getattr(resource, name))[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(getattr(resource, name), (most, most))
     resource.setrlimit(resource.RLIMIT_CPU, (order["cpu_seconds"], order["cpu_seconds"] + 1))
+
+
+def check_threads() -> None:
+    """Raise OSError where the limit on threads is not kept, as it is not for root."""
+    most = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, most))
+    try:
+        _thread.start_new_thread(int, ())
+    except RuntimeError:
+        resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
+        return
+    raise OSError("no limit on threads holds for this user; start it as an ordinary one")
 
 
 def filter_calls(program: bytes) -> None:
@@ -190,46 +207,24 @@ def filter_calls(program: bytes) -> None:
 # ------------------------------------------------------------------------------------------------------------------------- the program
 
 
-def execute(answer: str, tests: str, token: int) -> dict[str, str]:
-    """Run a program and then its tests in the same module; return the word that proves it, or what went wrong."""
-    module = types.ModuleType("answer")
-    sys.modules["answer"] = module
-    try:
-        for name, source in (("answer.py", answer), ("tests.py", tests)):
-            exec(compile(source, name, "exec"), module.__dict__)
-    except BaseException as error:
-        return {"failed": describe(error)}
-    return {"passed": os.read(token, 64).decode()}
-
-
-def describe(error: BaseException) -> str:
-    """Return an error's name, text and line."""
-    place, trace = "", error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename in ("answer.py", "tests.py"):
-            place = f"{trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno}: "
-        trace = trace.tb_next
-    text = ""
-    with suppress(BaseException):
-        text = str(error)[:LONGEST_REASON]
-    return f"{place}{type(error).__name__}{': ' if text else ''}{text}"
-
-
 def tell(report: int, **said: Any) -> None:
     """Write a line of the report."""
     os.write(report, json.dumps(said).encode() + b"\n")
 
 
-def lock_in(order: dict[str, Any], kind: str, rooted: bool) -> dict[str, Any]:
+def lock_in(order: dict[str, Any], kind: str, rooted: bool, user: int, threads: int) -> dict[str, Any]:
     """Give up everything that the program does not need; return the layers that hold."""
     work = "/work" if rooted else order["folder"]
     version = 0 if "landlock" in order["without"] else landlock_version()
     os.chdir(work)
-    limit(order, kind)
+    limit(order, threads, rooted)
+    if not rooted and user != os.geteuid():
+        os.chown(work, user, user)
     control(SET_NO_NEW_PRIVILEGES, 1)
     if version:
         landlock(version, work)
-    drop_privileges(working_user(kind) if rooted else os.geteuid())
+    drop_privileges(user, work)
+    check_threads()
     os.environ.clear()
     os.environ.update(HOME=work, TMPDIR=work, PWD=work)
     filter_calls(bytes.fromhex(order["filter"]))
@@ -238,14 +233,14 @@ def lock_in(order: dict[str, Any], kind: str, rooted: bool) -> dict[str, Any]:
     return {"namespaces": kind, "root": rooted, "landlock": version, "seccomp": True}
 
 
-def work_on(order: dict[str, Any], kind: str, rooted: bool) -> None:
+def work_on(order: dict[str, Any], kind: str, rooted: bool, user: int, threads: int) -> None:
     """Lock this process in, execute, report, end."""
     report = order["report"]
     try:
         null = os.open("/dev/null", os.O_RDONLY)
         os.dup2(null, 0)
         os.close(null)
-        layers = lock_in(order, kind, rooted)
+        layers = lock_in(order, kind, rooted, user, threads)
     except Exception as error:
         tell(report, refused=f"{type(error).__name__}: {error}")
         os._exit(1)
@@ -253,16 +248,20 @@ def work_on(order: dict[str, Any], kind: str, rooted: bool) -> None:
         tell(report, refused=f"no namespaces, and Landlock {layers['landlock']} of at least {LEAST_LANDLOCK}")
         os._exit(1)
     tell(report, layers=layers)
-    found = execute(order["answer"], order["tests"], order["token"])
-    with suppress(BaseException):
-        sys.stdout.flush()
-    tell(report, **found)
-    os._exit(0)
+    space: dict[str, Any] = {"__name__": "sandbox_program"}
+    exec(order["program"], space)
+    answer, run, end = order["answer"], space["executor"](report, order["token"]), os._exit
+    order.clear()
+    run(answer)
+    end(0)
 
 
-def follow(pid: int) -> None:
-    """Wait for a child process and end as it did."""
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def follow(pid: int, report: int) -> None:
+    """Wait for a child process, report the signal that ended it, if one did, and end as it did."""
+    _, found, used = os.wait4(pid, 0)
+    status = os.waitstatus_to_exitcode(found)
+    if status < 0:
+        tell(report, signal=-status, seconds=used.ru_utime + used.ru_stime)
     os._exit(status if status >= 0 else 128 - status)
 
 
@@ -272,11 +271,12 @@ def main() -> None:
     os.umask(0o022)
     kind, rooted = "", False
     READABLE.extend(readable())
+    user = order["user"]
     if "namespaces" not in order["without"]:
         kind = leave_the_system()
     if kind:
         try:
-            new_root(order["folder"], order["folder_bytes"], working_user(kind))
+            new_root(order["folder"], order["folder_bytes"], user)
             rooted = True
         except OSError:  # a system that lets nobody mount: Landlock must do
             libc.umount2(order["folder"].encode(), DETACH)
@@ -286,9 +286,9 @@ def main() -> None:
     for _ in range(2 if kind else 1):  # the first process of a namespace is deaf to signals from inside; it only waits
         pid = os.fork()
         if pid:
-            follow(pid)
+            follow(pid, order["report"])
         control(SET_DEATH_SIGNAL, signal.SIGKILL)
-    work_on(order, kind, rooted)
+    work_on(order, kind, rooted, user, THREADS if kind == "user" else order["threads"])
 
 
 READABLE: list[str] = []

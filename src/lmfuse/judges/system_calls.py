@@ -1,7 +1,8 @@
 """What a stranger's program may ask of the kernel: a short list of system calls, as a filter that the kernel runs (seccomp).
 
-Whatever is not listed fails with "operation not permitted": sockets, new processes and programs, signals to others, mounts, other users'
-processes, owners and modes of files, memory that no limit counts. Threads of its own it may have.
+Whatever is not listed fails with "operation not permitted": sockets that reach anybody else, new processes and programs, signals to others,
+mounts, other users' processes, owners of files, memory that no limit counts. To set modes and times of files does nothing. Threads of its own it may
+have.
 """
 
 from __future__ import annotations
@@ -31,23 +32,38 @@ set_robust_list 273 99, get_robust_list 274 100, splice 275 76, tee 276 77, fall
 dup3 292 24, pipe2 293 59, getrandom 318 278, copy_file_range 326 285, statx 332 291, rseq 334 293, membarrier 324 283,
 arch_prctl 158, getcpu 309 168, close_range 436 436
 """
-_CHECKED = {  # calls that depend on an argument: number on x86-64 and ARM, which argument, what it may be
+_CHECKED: dict[str, tuple[int, int, dict[int, tuple[int, ...]]]] = {  # number on x86-64 and ARM; which arguments, and what each may be
     "ioctl": (
         16,
         29,
-        1,
-        (0x5401, 0x5413, 0x5421, 0x541B, 0x5450, 0x5451),
-    ),  # is it a terminal, how wide; (non-)blocking; bytes waiting; close on exec
-    "fcntl": (72, 25, 1, (0, 1, 2, 3, 4, 5, 6, 7, 1030)),  # not who gets a signal when data come
-    "prlimit64": (302, 261, 0, (0,)),  # of itself
+        {1: (0x5401, 0x5413, 0x5421, 0x541B, 0x5450, 0x5451)},
+    ),  # a terminal, how wide; blocking; bytes waiting; close on exec
+    "fcntl": (72, 25, {1: (0, 1, 2, 3, 4, 5, 6, 7, 1030)}),  # not who gets a signal when data come
+    "prlimit64": (302, 261, {0: (0,)}),  # of itself
+    "socketpair": (
+        53,
+        199,
+        {0: (1,), 1: (0x1, 0x801, 0x80001, 0x80801)},
+    ),  # AF_UNIX and a stream, whose two ends reach each other and nobody else
+    "sendto": (44, 206, {3: (0, 0x4000)}),  # nothing out of band
+    "recvfrom": (45, 207, {3: (0,)}),
 }
+_IN_VAIN = (  # done, as far as the program sees: owners stay refused, but to set a mode or a time is part of copying a file
+    ("chmod", 90), ("fchmod", 91, 52), ("fchmodat", 268, 53), ("fchmodat2", 452, 452),
+    ("utime", 132), ("utimes", 235), ("futimesat", 261), ("utimensat", 280, 88),
+)  # fmt: skip
+_UNSUPPORTED = (  # what a file system need not have, so that whoever copies files goes on without: extended attributes
+    ("getxattr", 191, 8), ("lgetxattr", 192, 9), ("fgetxattr", 193, 10),
+    ("listxattr", 194, 11), ("llistxattr", 195, 12), ("flistxattr", 196, 13),
+)  # fmt: skip
 _CLONE, _CLONE3, _OPENAT2 = (56, 220), 435, 437
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-_CLONE_THREAD = 0x10000
+_THREAD_SHARES = (0x10000, 0x400, 0x100)  # a thread's own table of open files would be one that no limit counts
+_NAMESPACES = 0x7E020000
 _X32 = 0x40000000
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_ALLOW, _KILL, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000
-_EPERM, _ENOSYS = 1, 38
+_ALLOW, _KILL, _REFUSE, _NOTHING = 0x7FFF0000, 0x80000000, 0x00050000, 0x00050000
+_EPERM, _ENOSYS, _ENOTSUP = 1, 38, 95
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # places in what the kernel hands to the filter
 
 
@@ -72,15 +88,30 @@ def seccomp_filter(processor: str = "") -> bytes:
     lines += [(_EQUAL, _CLONE[column], "clone", ""), (_EQUAL, _CLONE3, "unknown", ""), (_EQUAL, _OPENAT2, "unknown", "")]
     lines += [(_EQUAL, numbers[column], name, "") for name, numbers in ((name, found[:2]) for name, found in _CHECKED.items())]
     lines += [(_EQUAL, number, "allow", "") for number in allowed(column)]
+    lines += [(_EQUAL, numbers[column], "nothing", "") for _, *numbers in _IN_VAIN if len(numbers) > column]
+    lines += [(_EQUAL, numbers[column], "unsupported", "") for _, *numbers in _UNSUPPORTED]
     lines.append((_RETURN, _REFUSE | _EPERM, "", ""))
     labels = {"clone": len(lines)}
-    lines += [(_LOAD, _ARGUMENTS, "", ""), (_ANY_BIT, _CLONE_THREAD, "allow", "refuse")]
-    for name, (_, _, argument, values) in _CHECKED.items():
+    lines += [(_LOAD, _ARGUMENTS, "", ""), (_ANY_BIT, _NAMESPACES, "refuse", "")]
+    lines += [(_ANY_BIT, shared, "", "refuse") for shared in _THREAD_SHARES]
+    lines.append((_RETURN, _ALLOW, "", ""))
+    for name, (_, _, arguments) in _CHECKED.items():
         labels[name] = len(lines)
-        lines.append((_LOAD, _ARGUMENTS + 8 * argument, "", ""))
-        lines += [(_EQUAL, value, "allow", "") for value in values]
-        lines.append((_RETURN, _REFUSE | _EPERM, "", ""))
-    for name, verdict in (("allow", _ALLOW), ("refuse", _REFUSE | _EPERM), ("unknown", _REFUSE | _ENOSYS), ("kill", _KILL)):
+        for argument, values in arguments.items():
+            lines.append((_LOAD, _ARGUMENTS + 8 * argument, "", ""))
+            good = f"{name}-{argument}"
+            lines += [(_EQUAL, value, good, "") for value in values]
+            lines.append((_RETURN, _REFUSE | _EPERM, "", ""))
+            labels[good] = len(lines)
+        lines.append((_RETURN, _ALLOW, "", ""))
+    for name, verdict in (
+        ("allow", _ALLOW),
+        ("nothing", _NOTHING),
+        ("unsupported", _REFUSE | _ENOTSUP),
+        ("refuse", _REFUSE | _EPERM),
+        ("unknown", _REFUSE | _ENOSYS),
+        ("kill", _KILL),
+    ):
         labels[name] = len(lines)
         lines.append((_RETURN, verdict, "", ""))
     jumps = [[labels[label] - place - 1 if label else 0 for label in line[2:]] for place, line in enumerate(lines)]

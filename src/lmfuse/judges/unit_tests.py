@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
+import sys
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import cached_property
 
 from lmfuse.artefacts import content_key
+from lmfuse.errors import InputError
 from lmfuse.judges.protocol import VERSION, Case, Opinion, Scorer
 from lmfuse.judges.sandbox import run_python
 from lmfuse.judges.settings import UnitTests, label_of
@@ -36,6 +40,37 @@ def code_of(answer: str, which: str = "first") -> str:
     return {"first": named[0], "last": named[-1], "all": "\n".join(named)}[which]
 
 
+def check_tests(case: Case) -> None:
+    """Refuse tests that any answer would pass: those that only define functions or classes.
+
+    Raises:
+        InputError: neither a call nor an assertion stands outside of functions, or outside of ``if __name__ == ...``; or it is no Python.
+    """
+    if not case.tests.strip():
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            body = ast.parse(case.tests).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise InputError(f"unit_tests: the tests of question {case.id} are no Python: {error}", "correct them") from None
+    if not any(_does_something(statement) for statement in body):
+        raise InputError(
+            f"unit_tests: the tests of question {case.id} check nothing: neither a call nor an assert stands at their top level",
+            "call the test function in the last line",
+        )
+
+
+def _does_something(node: ast.AST) -> bool:
+    if isinstance(node, ast.Assert | ast.Call | ast.Raise):
+        return True
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        return False
+    if isinstance(node, ast.If) and any(isinstance(each, ast.Name) and each.id == "__name__" for each in ast.walk(node.test)):
+        return any(_does_something(each) for each in node.orelse)  # the module is not called __main__
+    return any(_does_something(each) for each in ast.iter_child_nodes(node))
+
+
 class UnitTestsScorer(Scorer):
     """The judge ``unit_tests``."""
 
@@ -44,15 +79,17 @@ class UnitTestsScorer(Scorer):
 
     @cached_property
     def key(self) -> str:
-        """Return a hash of its settings."""
-        return content_key(["unit_tests", VERSION, self.settings.code, asdict(self.settings.limits)])
+        """Return a hash of its settings and of Python's version, whose library the answers use."""
+        return content_key(["unit_tests", VERSION, sys.implementation.name, sys.version, self.settings.code, asdict(self.settings.limits)])
 
     def opinions(self, cases: Sequence[Case], texts: Sequence[Sequence[str]]) -> list[list[Opinion]]:
         """Return 1 where the tests pass, 0 where they do not, ``nan`` where there are none.
 
         Raises:
-            InputError: this system cannot run a stranger's program safely.
+            InputError: this system cannot run a stranger's program safely; or a question's tests check nothing, or are no Python.
         """
+        for case in cases:
+            check_tests(case)
         pairs = [(case, text) for case, answers in zip(cases, texts, strict=True) for text in answers]
         with ThreadPoolExecutor(self.settings.at_once) as pool:
             found = iter(list(pool.map(self._opinion, *zip(*pairs, strict=True))) if pairs else [])
@@ -68,4 +105,5 @@ class UnitTestsScorer(Scorer):
         given = json.dumps({"answer.py": code, "tests.py": case.tests}, ensure_ascii=False)
         said = json.dumps({"outcome": ran.outcome, "detail": ran.detail, "output": ran.output, "layers": ran.layers}, ensure_ascii=False)
         counters = {} if ran.outcome in ("passed", "failed") else {f"runs_{ran.outcome}": 1}
+        counters |= {"folders_left": 1} if ran.folder_left else {}
         return Opinion(float(ran.outcome == "passed"), ((given, said),), counters=counters)

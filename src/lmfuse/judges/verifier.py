@@ -22,6 +22,7 @@ NUMBER = re.compile(
     rf"|(?P<number>{_DIGITS})(?P<power>[eE][-+]?[0-9]{{1,3}}(?![0-9A-Za-z]))?)(?P<percent>\s?\\?%)?"
 )
 LONGEST_NUMBER = 300  # characters; what is longer is nobody's final answer
+LONGEST_TEXT = 100_000  # characters that a pattern is tried on
 GSM8K = "####"
 
 
@@ -73,7 +74,7 @@ def choice_letter(text: str, letters: str = "ABCDE") -> str:
     >>> choice_letter("(A) is wrong, so the answer is (C)."), choice_letter("B"), choice_letter("A dog."), choice_letter("I take D) dogs")
     ('C', 'B', '', 'D')
     """
-    called = re.findall(rf"(?i:answer|option|choice)\W*(?i:is|would be)?[\s:*(\[{{$\"'`]*([{letters}])(?![\w'])", text)
+    called = re.findall(rf"(?i:answer|option|choice)\W{{0,30}}(?i:is|would be)?[\s:*(\[{{$\"'`]{{0,30}}([{letters}])(?![\w'])", text)
     marked = re.findall(
         rf"\(([{letters}])\)|\[([{letters}])\]|\*\*([{letters}])\*\*|\\boxed\{{([{letters}])\}}|(?<!\w)([{letters}])[).:](?!\w)", text
     )
@@ -110,6 +111,8 @@ class VerifierScorer(Scorer):
             return Opinion(math.nan, problem="no_truth")
         if not self._has_truth(case.truth):
             return Opinion(math.nan, ((f"truth: {case.truth}", "nothing of this kind in the truth"),), "unfit_truth")
+        if self.settings.check == "regex" and len(text) > LONGEST_TEXT:
+            return Opinion(math.nan, ((f"truth: {case.truth}\nanswer: {text}", "longer than patterns are tried on"),), "too_long")
         right = self._checks[self.settings.check](text, case.truth)
         return Opinion(float(right), ((f"truth: {case.truth}\nanswer: {text}", "right" if right else "wrong"),))
 
