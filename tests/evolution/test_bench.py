@@ -59,6 +59,13 @@ def test_a_failure_is_written_down_unless_it_may_be_mended(tmp_path):
         assert judged.fresh == 1  # of another split nothing is known
 
 
+def test_what_is_asked_for_twice_is_not_written_down_either(tmp_path):
+    with bench(tmp_path, Quadratic((0.5, 0.5), trouble="raise"), 2) as judged:
+        tickets = [judged.submit(HALF, UNITS, keep_failure=False) for _ in range(2)]
+        assert [ticket.result().failure for ticket in tickets] == ["raised", "raised"]
+    assert "failed" not in (tmp_path / "journal").read_text()
+
+
 def test_a_worker_that_dies_is_one_clear_line(tmp_path):
     with pytest.raises(ResourceError, match="a worker process was ended from outside"), bench(tmp_path, Deadly(), 2) as judged:
         judged.submit(HALF, UNITS).result()

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -79,6 +80,15 @@ def test_what_is_held_changes_no_byte(folders, tmp_path):
     with again.child(expression, CHILD, tmp_path) as found:
         assert all(torch.equal(found[name], whole[name]) for name in whole)
     assert len(again._in_memory._held) == 4
+
+
+def test_the_key_of_bits_per_byte_follows_domain_and_device():
+    spec, text = ModelSpec("x"), Document.plain("once")
+    first = BitsPerByte({"a": (text,)}, spec)
+    assert first.key == BitsPerByte({"a": (Document.plain("once"),)}, spec).key
+    assert first.key != BitsPerByte({"a": (replace(text, domain="law"),)}, spec).key
+    assert first.key != BitsPerByte({"a": (text,)}, spec, device="cuda").key
+    assert first.contents == {"a": (text.id,)}
 
 
 def test_bits_per_byte_of_a_folder_and_of_weights_are_the_same(folders, windows, tmp_path):

@@ -133,7 +133,7 @@ def test_a_torn_last_line_is_cut_off(tmp_path):
     first = evolve(SETTINGS, corners(), Quadratic(TARGET), SPLITS, out)
     journal = out / "journal.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
-    journal.write_bytes(b"".join(lines[:-3]) + lines[-3][:40])
+    journal.write_bytes(b"".join(lines[:-4]) + lines[-4][:40])  # three verdicts, and who won
     again = evolve(SETTINGS, corners(), Quadratic(TARGET, log=str(log)), SPLITS, out)
     assert again.fresh == 3 == len(calls(log))
     assert again.to_json() == first.to_json()
@@ -229,11 +229,12 @@ def test_budgets_end_a_search(tmp_path):
 
 @pytest.mark.parametrize(("trouble", "fate", "workers"), [("raise", "raised", 1), ("nan", "not_finite", 1), ("raise", "raised", 2)])
 def test_children_that_cannot_be_scored_are_discarded_and_counted(trouble, fate, workers, tmp_path):
-    outcome = evolve(SETTINGS, corners(), Quadratic(TARGET, trouble=trouble), SPLITS, tmp_path / "out", workers=workers)
+    settings = replace(SETTINGS, controls=())
+    outcome = evolve(settings, corners(), Quadratic(TARGET, trouble=trouble), SPLITS, tmp_path / "out", workers=workers)
     assert outcome.counters[fate] == len(outcome.steps) == 12
     assert outcome.is_parent == "parent-0"
     assert re.fullmatch(r"RuntimeError: no such luck|u\d+ scored nan", outcome.messages[fate])
-    assert evolve(SETTINGS, corners(), Quadratic(TARGET, trouble=trouble), SPLITS, tmp_path / "out").fresh == 0
+    assert evolve(settings, corners(), Quadratic(TARGET, trouble=trouble), SPLITS, tmp_path / "out").fresh == 0
 
 
 def test_bad_input_is_one_clear_line_and_nothing_is_lost(tmp_path):

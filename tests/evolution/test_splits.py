@@ -28,6 +28,14 @@ def test_empty_and_overlapping_splits_are_refused(parts, message):
         Exam(Splits(*map(tuple, parts)))  # however it was made
 
 
+def test_equal_documents_in_two_parts_are_refused():
+    splits = Splits.checked(["a", "b"], ["c"], ["d"])
+    splits.check_contents({"a": ("1", "2"), "b": ("2",), "c": ("3",), "d": ("4",)})  # within a part they do no harm
+    splits.check_contents({})
+    with pytest.raises(InputError, match="splits: 'd' of report and 'b' of evolve hold the same document"):
+        splits.check_contents({"a": ("1",), "b": ("2",), "c": ("3",), "d": ("4", "2")})
+
+
 def test_too_few_units_and_units_twice():
     with pytest.raises(InputError, match="is empty"):
         Splits.drawn(["a", "b"])

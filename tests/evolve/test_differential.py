@@ -61,6 +61,18 @@ def test_invariants(method):
 
 
 @pytest.mark.parametrize("method", ALL)
+def test_a_child_has_at_least_one_coefficient_of_the_mutant(method):
+    """Storn and Price (1997), equation 4. Where no two members share a number, no child is its parent."""
+    members = vectors(*np.random.default_rng(0).random((5, 3)))
+    for cr, changed in ((1e-9, 1), (1.0, 3)):
+        for seed in range(50):
+            child = method(cr=cr).offspring(members, turn(seed)).values
+            assert sum(x != y for x, y in zip(child, members[0].genome.values, strict=True)) == changed
+    places = {np.not_equal(method(cr=1e-9).offspring(members, turn(seed)).values, members[0].genome.values).argmax() for seed in range(50)}
+    assert places == {0, 1, 2}
+
+
+@pytest.mark.parametrize("method", ALL)
 def test_scalar_genes_are_kept_within_the_parents_range(method):
     child = method(f=0.5, cr=1.0).offspring(parents(4), turn(slot=1))
     assert isinstance(child, Within)

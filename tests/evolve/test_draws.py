@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmfuse.evolve.draws import BLOCK, derived, uniform
+from lmfuse.evolve.draws import BLOCK, below, derived, uniform
 
 
 @given(st.integers(0, 3 * BLOCK), st.integers(0, 200), st.integers(0, 2**48))
@@ -28,6 +28,14 @@ def test_they_are_even_and_belong_to_seed_name_and_block():
     assert ((counts - 2 * BLOCK / 16) ** 2 / (2 * BLOCK / 16)).sum() < 50  # chi square of 15 degrees: 1 in 10^5
     for other in (uniform(2, "w", 0, BLOCK), uniform(1, "v", 0, BLOCK), uniform(1, "w", BLOCK, 2 * BLOCK)):
         assert abs(np.corrcoef(numbers[:BLOCK], other)[0, 1]) < 0.02
+
+
+def test_a_rate_that_nearly_is_1():
+    for rate in (1 - 1e-9, 1.0):
+        assert below(rate, 1, "w", 3, 99).tolist() == [True] * 96
+    assert below(0.0, 1, "w", 3, 99).tolist() == [False] * 96
+    rate = 1 - 2**-24  # the nearest one that leaves a number out
+    assert np.array_equal(below(rate, 1, "w", 0, 99), uniform(1, "w", 0, 99) < rate)
 
 
 def test_derived_seeds_differ():

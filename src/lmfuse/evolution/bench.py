@@ -72,7 +72,7 @@ class Bench:
         key = genome.key
         if key in self._running:
             before = self._running[key]
-            return Ticket(key, lambda: (before.result(), self.submit(genome, units, rival).result())[1])
+            return Ticket(key, lambda: (before.result(), self.submit(genome, units, rival, keep_failure=keep_failure).result())[1])
         with self._lock:
             if (key, units[0]) in self._journal.failed:
                 failure, message = self._journal.failed[key, units[0]]

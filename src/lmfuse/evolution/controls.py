@@ -56,13 +56,16 @@ class Controls:
     def __init__(self, settings: SearchSettings, expression: Expression, bench: Bench, units: tuple[str, ...]) -> None:
         self._settings, self._expression, self._bench, self._units = settings, expression, bench, units
         self.seen: list[Member] = []  # everything that was scored
+        self.failed: dict[Genome, str] = {}  # everything that was not, and why
 
     def scored(self, genomes: Sequence[Genome]) -> list[Member]:
-        """Return those that can be scored, best first, of equals the first."""
-        tickets = [self._bench.submit(genome, self._units) for genome in genomes]
+        """Return those that can be scored, best first, of equals the first; a failure that may pass is tried again by the next run."""
+        tickets = [self._bench.submit(genome, self._units, keep_failure=False) for genome in genomes]
         members = []
         for genome, verdict in zip(genomes, [ticket.result() for ticket in tickets], strict=True):
-            if not verdict.failure:
+            if verdict.failure:
+                self.failed[genome] = verdict.message
+            else:
                 members.append(Member(genome, mean_score(verdict.scores)))
         self.seen += members
         return sorted(members, key=lambda member: -member.score)

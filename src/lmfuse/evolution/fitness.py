@@ -29,7 +29,10 @@ FORM = "the form is module:function"
 
 @runtime_checkable
 class Fitness(Protocol):
-    """A measure. It is sent to worker processes, so it must survive ``pickle``."""
+    """A measure. It is sent to worker processes, so it must survive ``pickle``.
+
+    One that has ``contents``, by unit the ids of the documents in it, is refused where two splits have a document in common.
+    """
 
     @property
     def key(self) -> str:
@@ -63,9 +66,14 @@ class BitsPerByte:
 
     @property
     def key(self) -> str:
-        """Return a hash of the text and of how it is read."""
-        held = [self.spec.dtype, self.spec.document_start, self.spec.chat_template, self.batch_tokens]
-        return content_key(["bits_per_byte", {unit: [each.id for each in pieces] for unit, pieces in self.windows.items()}, held])
+        """Return a hash of the text, of the domain that it counts for, and of how and where it is read."""
+        held = [self.spec.dtype, self.spec.document_start, self.spec.chat_template, self.batch_tokens, self.device]
+        return content_key(["bits_per_byte", {unit: [[each.id, each.domain] for each in w] for unit, w in self.windows.items()}, held])
+
+    @property
+    def contents(self) -> dict[str, tuple[str, ...]]:
+        """Return the ids of each unit's documents, so that splits can be refused that have a text in common."""
+        return {unit: tuple(piece.id for piece in pieces) for unit, pieces in self.windows.items()}
 
     def __call__(self, model: Model, units: Sequence[str]) -> list[UnitScore]:
         """Return the bits of each unit, negative, over its bytes.

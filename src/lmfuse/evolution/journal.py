@@ -23,6 +23,7 @@ class Journal:
         known: by genome, the units that it was scored on.
         failed: by genome and first unit (no two splits have it in common), the kind of failure and its message.
         over: the turn before which the search ended by its clock, None where it did not.
+        winner: the genome that this search was last about to publish.
         elapsed: seconds that the search had run when the last line was written.
 
     Raises:
@@ -34,6 +35,7 @@ class Journal:
         self.known: dict[str, dict[str, UnitScore]] = {}
         self.failed: dict[tuple[str, str], tuple[str, str]] = {}
         self.over: int | None = None
+        self.winner: str | None = None
         self.elapsed = 0.0
         lines = self._whole_lines()
         if lines and lines[0].get("search") != identity:
@@ -76,6 +78,10 @@ class Journal:
         """Write down that time was up before a turn: a replay must end there too."""
         self._write({"over": turn, "elapsed": round(elapsed, 3)})
 
+    def won(self, key: str, elapsed: float) -> None:
+        """Write down which genome is about to be published."""
+        self._write({"winner": key, "elapsed": round(elapsed, 3)})
+
     def _write(self, line: Mapping[str, Any]) -> None:
         data = (json.dumps(line, allow_nan=False) + "\n").encode()
         while data:
@@ -87,6 +93,8 @@ class Journal:
         self.elapsed = max(self.elapsed, float(line.get("elapsed", 0.0)))
         if "over" in line:
             self.over = int(line["over"])
+        elif "winner" in line:
+            self.winner = line["winner"]
         elif "failed" in line:
             self.failed[line["genome"], line["unit"]] = (line["failed"], line["message"])
         elif "genome" in line:

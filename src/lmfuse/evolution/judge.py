@@ -26,7 +26,8 @@ class Racing:
     """When a child is stopped before it was scored on all units: after ``first`` of them and each time that number has doubled.
 
     It is stopped if its difference from the member whose slot it would take, plus ``deviations`` standard errors, is below zero
-    (``scores.hopeless``). With 3 of them about one child in a thousand that would have won is lost at each look, fewer in few looks.
+    (``scores.hopeless``), and not before every group had two units. With 3 of them about one child in a thousand that would have won
+    is lost; docs/evolve.md has what was measured.
 
     Attributes:
         first: a share of the units.
@@ -135,7 +136,7 @@ def judge(task: Task, question: Question, *, only_known: bool = False) -> Verdic
                 scores |= found
                 new += missing
             seen = {unit: scores[unit] for unit in units[:stop]}
-            if racing and question.rival and stop < len(units) and hopeless(seen, question.rival, len(units), racing.deviations):
+            if racing and question.rival and stop < len(units) and hopeless(seen, question.rival, racing.deviations):
                 return Verdict(seen, tuple(new), stopped=True)
     return Verdict({unit: scores[unit] for unit in units}, tuple(new))
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from lmfuse.errors import InputError
 from lmfuse.evolution.bench import Bench
 from lmfuse.evolution.controls import Controls, average
 from lmfuse.evolution.express import Expression
+from lmfuse.evolution.finalists import finalists, fingerprint
 from lmfuse.evolution.fitness import Fitness
 from lmfuse.evolution.journal import Journal
 from lmfuse.evolution.judge import Task
@@ -25,7 +27,7 @@ from lmfuse.evolution.splits import Exam, Splits
 from lmfuse.evolve.family import Member
 from lmfuse.evolve.genome import Genome, Parent
 
-FORMAT = 1  # of what a search does; a change here is another search
+FORMAT = 2  # of what a search does; a change here is another search
 JOURNAL, RESULT, WINNER, SCRATCH = "journal.jsonl", "result.json", "model", "scratch"
 OURS = {JOURNAL, RESULT, WINNER, SCRATCH, f"{WINNER}.partial", f"{WINNER}.lock", f"{WINNER}.partial.lock"}
 
@@ -43,8 +45,9 @@ def evolve(
     """Evolve models and return the winner, with scores that neither evolution nor selection has seen.
 
     ``out`` gets ``model`` (the winner), ``result.json`` and ``journal.jsonl``. The same call goes on where an earlier one was
-    interrupted, in whatever way, and ends with the same bytes; nothing that the journal holds is scored again. With several workers the
-    calling program must be importable without side effects, as for all of Python's processes.
+    interrupted, in whatever way, and ends with the same bytes; nothing that the journal holds is scored again. Only what failed on the
+    last two splits, or as a control, is tried once more, since a failure there may pass; another winner then takes the first one's
+    place. With several workers the calling program must be importable without side effects, as for all of Python's processes.
 
     Args:
         settings: what to do.
@@ -63,6 +66,7 @@ def evolve(
     """
     exam, expression = Exam(splits), _checked(settings, parents)
     identity = content_key([FORMAT, _kinds(settings), settings, parents.key, list(parents.labels), fitness.key, splits])
+    splits.check_contents(getattr(fitness, "contents", {}))
     _refuse_foreign(out)
     with full_disk_is_an_error(out), lock(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -73,6 +77,9 @@ def evolve(
         try:
             with Bench(task, journal, workers) as bench:
                 outcome = _Run(settings, parents, expression, exam, bench, journal, out).outcome(progress)
+                if journal.winner != outcome.winner.key:
+                    _retract(out)
+                    journal.won(outcome.winner.key, bench.elapsed)
         finally:
             journal.close()
             shutil.rmtree(out / SCRATCH, ignore_errors=True)
@@ -114,6 +121,13 @@ def _refuse_foreign(out: Path) -> None:
             raise InputError(f"{out} is not empty: it holds {(foreign or names)[0]}", "choose an empty folder")
 
 
+def _retract(out: Path) -> None:
+    """Remove what an earlier run published, or had begun to: now another model has won."""
+    (out / RESULT).unlink(missing_ok=True)
+    for name in (WINNER, f"{WINNER}.partial"):
+        shutil.rmtree(out / name, ignore_errors=True)
+
+
 class _Run:
     """The three phases of a search, one after the other."""
 
@@ -130,7 +144,7 @@ class _Run:
         self._settings, self._parents, self._expression = settings, parents, expression
         self._exam, self._bench, self._journal, self._out = exam, bench, journal, out
         self._individuals = [expression.individual(index) for index in range(len(parents.labels))]
-        self._notes: dict[str, int] = {}
+        self._notes, self._messages = Counter[str](), dict[str, str]()
 
     def outcome(self, progress: Callable[[Step], None] | None) -> Outcome:
         """Search, select, report."""
@@ -139,12 +153,16 @@ class _Run:
         units = shuffled(self._exam.units("evolve"), self._settings.seed)
         choices = Controls(self._settings, self._expression, self._bench, units)
         controls, draws = self._controls(choices, found)
-        finalists = self._finalists(found, choices.parents())
+        candidates = finalists(found.pool, choices.parents(), self._settings.finalists, self._mark())
+        self._note_failed(choices.failed)
         self._exam.advance("select")
-        selected = self._selected(finalists)
+        selected = self._selected(candidates, "finalist_dropped")
+        if not selected:
+            raise InputError("select: no finalist can be scored on this split", "correct the fitness or its data")
         winner = selected[0].genome
-        if draws:
-            controls["best_random_draw"] = self._selected(draws[: self._settings.finalists])[0].genome
+        if draws := self._selected(draws[: self._settings.finalists], "control_dropped"):
+            controls["best_random_draw"] = draws[0].genome
+        self._notes |= {f"control_left_out_{name}": 1 for name in self._settings.controls if name not in controls}
         self._exam.advance("report")
         first = {member.genome.key: member.score for member in [*choices.seen, *found.pool]}
         arms = self._arms(winner, controls, first, {member.genome.key: member.score for member in selected})
@@ -156,7 +174,7 @@ class _Run:
             arms=arms,
             steps=tuple(found.steps),
             counters={**found.counters, **self._notes},
-            messages=found.messages,
+            messages={**found.messages, **self._messages},
             evaluations=found.evaluations,
             fresh=self._bench.fresh,
             ended=found.ended,
@@ -174,35 +192,62 @@ class _Run:
         if "greedy_soup" in wanted:
             chosen["greedy_soup"] = controls.greedy_soup()
         draws = controls.random_draws(found.children) if "best_random_draw" in wanted else []
-        self._notes = {f"control_left_out_{name}": 1 for name in wanted if chosen.get(name) is None and name != "best_random_draw"}
         return {name: genome for name, genome in chosen.items() if genome is not None}, draws
 
-    def _finalists(self, found: Found, parents: Sequence[Member]) -> list[Member]:
-        """Return the best parent, as it is, and the best different individuals of the search: of equals, the parent wins."""
-        different = list({member.genome.key: member for member in reversed([*parents[:1], *found.pool])}.values())[::-1]
-        best = sorted(different, key=lambda member: -member.score)[: self._settings.finalists]
-        return [*parents[:1], *(member for member in best if member.genome != parents[0].genome)] if parents else best
+    def _mark(self) -> Callable[[Genome], str]:
+        """Return what tells weights apart: each model is made once, and read."""
+        marks: dict[str, str] = {}
 
-    def _selected(self, finalists: Sequence[Member]) -> list[Member]:
-        """Return finalists by their score on the second split, best first; of equals the one that was better on the first."""
-        scores = self._scores([member.genome for member in finalists], self._exam.units("select"))
-        again = [Member(member.genome, mean_score(scores[member.genome.key])) for member in finalists if member.genome.key in scores]
-        if not again:
-            raise InputError("select: no finalist can be scored on this split", "correct the fitness or its data")
+        def mark(genome: Genome) -> str:
+            if genome.key not in marks:
+                with self._parents.child(self._expression, genome, self._out / SCRATCH) as model:
+                    marks[genome.key] = fingerprint(model)
+            return marks[genome.key]
+
+        return mark
+
+    def _note_failed(self, failed: Mapping[Genome, str]) -> None:
+        """Count the controls that could not be scored on the first split; a parent among them can be no finalist."""
+        for genome, message in failed.items():
+            if isinstance(genome, Parent):
+                self._dropped("finalist_dropped", self._name(genome), message)
+            else:
+                self._notes["control_failed"] += 1
+                self._messages.setdefault("control_failed", message)
+
+    def _dropped(self, what: str, name: str, message: str) -> None:
+        self._notes[what] += 1
+        self._messages[f"{what}_{name}"] = message
+
+    def _name(self, genome: Genome) -> str:
+        return self._parents.labels[genome.index] if isinstance(genome, Parent) else genome.key
+
+    def _selected(self, members: Sequence[Member], what: str) -> list[Member]:
+        """Return members by their score on the second split, best first; of equals the one that was better on the first."""
+        named = {self._name(member.genome): member.genome for member in members}
+        scores = self._scores(named, self._exam.units("select"), what)
+        again = [Member(member.genome, mean_score(scores[member.genome.key])) for member in members if member.genome.key in scores]
         return sorted(again, key=lambda member: -member.score)
 
-    def _scores(self, genomes: Sequence[Genome], units: tuple[str, ...]) -> dict[str, Scores]:
-        different = list({genome.key: genome for genome in genomes}.values())
-        tickets = [self._bench.submit(genome, units) for genome in different]
-        verdicts = [ticket.result() for ticket in tickets]
-        return {genome.key: verdict.scores for genome, verdict in zip(different, verdicts, strict=True) if not verdict.failure}
+    def _scores(self, named: Mapping[str, Genome], units: tuple[str, ...], what: str) -> dict[str, Scores]:
+        """Return scores by key. What cannot be scored is counted and named, and tried again by the next run."""
+        different = {genome.key: genome for genome in named.values()}
+        tickets = {key: self._bench.submit(genome, units, keep_failure=False) for key, genome in different.items()}
+        verdicts = {key: ticket.result() for key, ticket in tickets.items()}
+        for name, genome in named.items():
+            if verdicts[genome.key].failure:
+                self._dropped(what, name, verdicts[genome.key].message)
+        return {key: verdict.scores for key, verdict in verdicts.items() if not verdict.failure}
 
     def _arms(self, winner: Genome, controls: dict[str, Genome], first: dict[str, float], selected: dict[str, float]) -> tuple[Arm, ...]:
         parents: dict[str, Genome] = {label: Parent(index) for index, label in enumerate(self._parents.labels)}
         named = {"evolved": winner, **parents, **controls}
-        scores = self._scores(list(named.values()), self._exam.units("report"))
+        scores = self._scores(named, self._exam.units("report"), "arm_dropped")
         if winner.key not in scores:
-            raise InputError("report: the winner cannot be scored on this split", "correct the fitness or its data")
+            why = self._messages["arm_dropped_evolved"]
+            raise InputError(
+                f"report: the winner cannot be scored on this split: {why}", "correct the fitness or its data, and search again"
+            )
         arms = []
         for label, genome in named.items():
             arm = Arm(label, genome, first.get(genome.key), selected.get(genome.key))

@@ -15,7 +15,7 @@ from lmfuse.evolution.bench import Bench, Ticket
 from lmfuse.evolution.express import Expression
 from lmfuse.evolution.journal import Journal
 from lmfuse.evolution.judge import Verdict
-from lmfuse.evolution.scores import Scores, compare, mean_score, sign_test
+from lmfuse.evolution.scores import Scores, compare, expected, in_turn, mean_score, sign_test
 from lmfuse.evolution.settings import Acceptance, SearchSettings
 from lmfuse.evolution.splits import Exam
 from lmfuse.evolve.draws import derived
@@ -32,7 +32,7 @@ class Step:
     Attributes:
         turn, generation, slot: when and where it was bred.
         genome: its key.
-        score: on the units that it was scored on; None where it was discarded.
+        score: on the units that it was scored on, so of a stopped child not comparable with others; None where it was discarded.
         accepted: it took its slot.
         fate: ``accepted``, ``not_better``, ``stopped`` (as hopeless), ``raised``, ``not_finite`` or ``not_made``.
         champion: the best score in its slot afterwards.
@@ -78,6 +78,7 @@ class _Bred:
     turn: int
     genome: Genome
     judged: Genome  # with a merger, the population with the child in it
+    rival: Scores | None
     ticket: Ticket
 
 
@@ -126,6 +127,8 @@ class Search:
             raise InputError(f"evolve: {reason}", "choose other genes or another method") from reason
         self._slots = self._breeder.num_slots
         self._found.champions = [None] * self._slots if distributed else list(members)
+        groups = {unit: score.group for unit, score in next(iter(self._scores.values())).items()}
+        self._units = in_turn(self._units, groups)  # the first unit stays: by it the journal knows which split a failure is of
         self._loop()
         self._found.evaluations = len(self._seen)
         self._found.pool.sort(key=lambda member: -member.score)  # stable: of equals the first
@@ -228,7 +231,7 @@ class Search:
         self._seen.add(judged.key)
         champion = self._found.champions[slot]
         rival = None if champion is None else self._rival(champion)
-        return _Bred(turn, genome, judged, self._bench.submit(judged, self._units, rival))
+        return _Bred(turn, genome, judged, rival, self._bench.submit(judged, self._units, rival))
 
     def _rival(self, champion: Member) -> Scores | None:
         raced = self._settings.racing is not None and not self._expression.with_merger
@@ -248,7 +251,7 @@ class Search:
         self._count(fate, verdict.message)
         if accepted and score is not None:
             self._accept(bred, slot, verdict, score)
-        self._breeder.settle(bred.turn, bred.genome, score, accepted)
+        self._breeder.settle(bred.turn, bred.genome, expected(verdict.scores, bred.rival) if verdict.stopped else score, accepted)
         champion = self._found.champions[slot]
         best = None if champion is None else champion.score
         step = Step(bred.turn, bred.turn // self._slots, slot, bred.judged.key, score, accepted, fate, best)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import ConfigDict
@@ -45,6 +45,23 @@ class Splits:
                     raise InputError(f"splits: {unit!r} is {other} {phase}", DISTINCT)
                 seen[unit] = phase
         return cls(tuple(evolve), tuple(select), tuple(report))
+
+    def check_contents(self, contents: Mapping[str, Sequence[str]]) -> None:
+        """Refuse a text that stands in two parts under different names.
+
+        Args:
+            contents: of each unit, the ids of what it holds, such as hashes of documents.
+
+        Raises:
+            InputError: two parts hold the same; names the units.
+        """
+        seen: dict[str, tuple[str, str]] = {}
+        for phase, units in zip(PHASES, (self.evolve, self.select, self.report), strict=True):
+            for unit in units:
+                for each in contents.get(unit, ()):
+                    before, where = seen.setdefault(each, (unit, phase))
+                    if where != phase:
+                        raise InputError(f"splits: {unit!r} of {phase} and {before!r} of {where} hold the same document", DISTINCT)
 
     @classmethod
     def drawn(cls, units: Sequence[str], shares: tuple[float, float, float] = (0.5, 0.25, 0.25), *, seed: int = 0) -> Splits:

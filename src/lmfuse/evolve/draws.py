@@ -23,12 +23,15 @@ def uniform(seed: int, name: str, start: int, stop: int) -> Float[np.ndarray, "N
 
 
 def below(rate: float, seed: int, name: str, start: int, stop: int) -> Bool[np.ndarray, "N"]:
-    """Return where ``uniform`` is below a rate under 1, in a fraction of the time.
+    """Return where ``uniform`` is below a rate, in a fraction of the time.
 
     >>> bool((below(0.3, 7, "w", 0, 999) == (uniform(7, "w", 0, 999) < np.float64(0.3))).all())
     True
     """
-    return np.asarray(_bits(seed, name, start, stop) < np.uint32(math.ceil(rate * 2**24) << 8))
+    limit = math.ceil(rate * 2**24)
+    if limit >= 2**24:  # a rate so near 1 that no number reaches it
+        return np.ones(stop - start, bool)
+    return np.asarray(_bits(seed, name, start, stop) < np.uint32(limit << 8))
 
 
 def _bits(seed: int, name: str, start: int, stop: int) -> UInt32[np.ndarray, "N"]:
