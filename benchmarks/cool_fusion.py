@@ -10,7 +10,7 @@ each model's own chat template, by:
 - ``cool_rerank``: the answer of the four (three alone, one together) that all find least perplexing;
 - ``byte_mixture``: byte by byte, the mean of their distributions.
 
-An answer is right if its last number is the reference's (GSM8K), or the first letter that stands alone is the right choice's (ARC).
+An answer is right if its last number is the reference's (GSM8K), or the first letter that is named as a choice is the right one (ARC).
 Every arm is compared with each model alone, question by question: mean difference of the error rate (below 0: the arm is better) with the 95%
 interval of a paired bootstrap over questions. The best model alone is named by its accuracy on the same questions, which favours it.
 
@@ -77,10 +77,15 @@ def is_right(name: str, answer: str, truth: str) -> bool:
 
     >>> is_right("gsm8k", "2 + 3 = 5. The answer is $1,250.00.", "so #### 1250"), is_right("arc_challenge", "A) because B is not", "B")
     (True, False)
+    >>> is_right("arc_challenge", "A plant needs light: the answer is C because", "C")
+    True
     """
     if name == "arc_challenge":
-        letter = re.search(r"(?<![A-Za-z])[A-D](?![A-Za-z'’])", answer)
-        return letter is not None and letter[0] == truth
+        letter = re.search(
+            r"(?:(?i:answer is|answer:)[\s(*]*|(?<![A-Za-z]))([A-D])(?=[.):,*]|\s*$)|(?i:answer is|answer:)[\s(*]*([A-D])(?![A-Za-z])",
+            answer,
+        )
+        return letter is not None and (letter[1] or letter[2]) == truth
     numbers, wanted = (re.findall(r"-?\d[\d,]*(?:\.\d+)?", text) for text in (answer, truth.split("####")[-1]))
     return bool(numbers) and float(numbers[-1].replace(",", "")) == float(wanted[-1].replace(",", ""))
 
@@ -145,8 +150,7 @@ def costs(models: Sequence[LanguageModel], text: bytes, seats: Sequence[Seat]) -
     for byte in text[begin:]:
         log_probs = np.array(crew.each(lambda index: readers[index].log_probs()))
         rows.append([*-log_probs[:, byte], -mix(log_probs)[byte]])
-        for index in range(len(readers)):  # in this thread: nothing is asked of a model but through its seat
-            readers[index].push(byte)
+        crew.each(lambda index, byte=byte: readers[index].push(byte))  # type: ignore[misc]
     yield np.array(rows).T
 
 
@@ -218,12 +222,17 @@ def bits_per_byte(given: argparse.Namespace, models: Sequence[LanguageModel]) ->
     """Return bits per byte of each model and of their mixture, and how they compare."""
     found: dict[str, Any] = {"values": {}, "comparisons": [], "passages": given.documents, "bytes_of_a_passage": SCORED_BYTES}
     for name, some in passages(given.assets, given.documents).items():
-        rows = together([partial(costs, models, text) for text in some], len(models), given.batch)
-        sizes = [each.shape[1] for each in rows]
-        by_arm = dict(zip((*LABELS, "byte_mixture"), np.array([each.sum(1) for each in rows]).T.tolist(), strict=True))
+        kept = given.out / f"bits-{name}.json"
+        if not kept.exists():
+            rows = together([partial(costs, models, text) for text in some], len(models), given.batch)
+            kept.write_text(json.dumps([[each.sum(1).tolist(), each.shape[1]] for each in rows]), encoding="ascii")
+        sums, sizes = zip(*json.loads(kept.read_text(encoding="ascii")), strict=True)
+        by_arm = dict(zip((*LABELS, "byte_mixture"), np.array(sums).T.tolist(), strict=True))
         found["values"][name] = {arm: round(sum(nats) / math.log(2) / sum(sizes), 4) for arm, nats in by_arm.items()}
         best = min(LABELS, key=lambda label: sum(by_arm[label]))
-        found["comparisons"] += [comparison(by_arm, "byte_mixture", label, name, sizes) | {"best_alone": label == best} for label in LABELS]
+        found["comparisons"] += [
+            comparison(by_arm, "byte_mixture", label, name, list(sizes)) | {"best_alone": label == best} for label in LABELS
+        ]
     return found
 
 
@@ -234,7 +243,7 @@ def main() -> None:
     parser.add_argument("--assets", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/cool-fusion"))
     parser.add_argument("--questions", type=int, default=50)
-    parser.add_argument("--documents", type=int, default=20)
+    parser.add_argument("--documents", type=int, default=16)
     parser.add_argument("--batch", type=int, default=25)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
