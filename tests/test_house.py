@@ -13,6 +13,8 @@ GROUND = ("errors", "types", "__init__")
 EDGE = (
     "catalogue",
     "answers",
+    "answer_stages",
+    "jobs",
     "generate_batch",
     "generate_command",
     "arms",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -110,13 +110,13 @@ def courses(lessons: Sequence[Lesson], optimizer: Optimizer, epochs: float, num_
     if optimizer == "continued" or len(lessons) == 1:
         return [_course(lessons, 0, epochs)]
     ends = [0, *(round(epochs * num_samples * share) for share in accumulate(lesson.share for lesson in lessons))]
-    if any(begin >= end for begin, end in zip(ends, ends[1:], strict=False)):
+    if any(begin >= end for begin, end in pairwise(ends)):
         raise InputError(
             f"lessons: {num_samples} samples and {epochs:g} epochs leave one of {len(lessons)} lessons without any sample",
             hint="give more text or epochs",
         )
     return [
-        _course([lesson], begin, (end - begin) / num_samples) for lesson, begin, end in zip(lessons, ends, ends[1:], strict=False)
+        _course([lesson], begin, (end - begin) / num_samples) for lesson, (begin, end) in zip(lessons, pairwise(ends), strict=True)
     ]  # fmt: skip
 
 
@@ -131,7 +131,7 @@ def _knots(weights: Sequence[Weights], lessons: Sequence[Lesson]) -> Knots:
     total = sum(lesson.share for lesson in lessons)
     ends = [0.0, *(min(1.0, done / total) for done in accumulate(lesson.share for lesson in lessons))]
     found: list[tuple[float, float]] = []
-    for weight, begin, end in zip(weights, ends, ends[1:], strict=False):
+    for weight, (begin, end) in zip(weights, pairwise(ends), strict=True):
         first, last = _ends(weight)
         found += [(begin, first), (end, last)]
     constant = len({value for _, value in found}) == 1

@@ -21,12 +21,13 @@ from lmfuse.errors import InputError, did_you_mean
 from lmfuse.evaluate.paired import by_unit, macro_bits_per_byte
 from lmfuse.fuse.uniform import Uniform
 from lmfuse.inputs import Inputs
+from lmfuse.jobs import Job, TrainedModel
 from lmfuse.limits import refuse_lossy, refuse_misfit
 from lmfuse.plan import Plan, judged_fits, make_plan, teachers_of
 from lmfuse.recipe import Recipe, load_recipe
 from lmfuse.release import comparisons_of_interest, release, tell
 from lmfuse.results import RunResults, mean_over_seeds, nats_per_byte_by_domain
-from lmfuse.stages import Job, Stages, TrainedModel
+from lmfuse.stages import Stages
 from lmfuse.teacher import domains_where_better, survey
 from lmfuse.types import DocumentScore
 from lmfuse.workspace import Workspace, open_workspace

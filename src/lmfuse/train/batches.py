@@ -46,8 +46,8 @@ def planned_steps(lengths: Integer[np.ndarray, "B"], settings: Training, start: 
     """Yield for each step from ``start`` on its micro-batches of document indices, the longest documents first.
 
     Blocks of ``length_block`` steps are sorted by length, cut into steps, and the steps shuffled; every step depends on seed and
-    position only. Longest first: memory that does not suffice shows at the first step, not in the night. ``first`` documents of the stream were read before, by another
-    training.
+    position only. Longest first: memory that does not suffice shows at the first step, not in the night.
+    ``first`` documents of the stream were read before, by another training.
     """
     block_documents = settings.length_block * settings.step_documents
     total = settings.read_documents(len(lengths))

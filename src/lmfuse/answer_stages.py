@@ -1,0 +1,262 @@
+"""Two stages of a run: every teacher answers the training questions, and judges elect the best answer to each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmfuse.answers import answer_prompts, render
+from lmfuse.artefacts import Publication, content_key, is_complete, publish, read_manifest, write_atomic
+from lmfuse.chat_template import Unfit
+from lmfuse.console import Console
+from lmfuse.corpus import window_limits
+from lmfuse.disk import full_disk_is_an_error
+from lmfuse.errors import InputError
+from lmfuse.evaluate.bits_per_byte import score_documents
+from lmfuse.inputs import Inputs
+from lmfuse.judges.family import Surroundings, make_judge
+from lmfuse.judges.panel import Panel, judge_answers
+from lmfuse.judges.protocol import Case
+from lmfuse.judges.settings import Endpoint, label_of
+from lmfuse.models import LanguageModel, ModelSpec
+from lmfuse.questions import Elected, elected_documents, questions_key, questions_of
+from lmfuse.recipe import Answers
+from lmfuse.workspace import ARTEFACT_VERSION, Workspace
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one model said to one question.
+
+    Attributes:
+        text: without surrounding whitespace.
+        finished: whether it ended by itself.
+        num_tokens: that it took.
+        problem: why the model could not be asked: the prompt is too long, or beyond its chat template.
+        nats_per_byte: the model's own cross-entropy over its answer, which breaks ties between equally good ones; None where it has no bytes.
+    """
+
+    text: str
+    finished: bool
+    num_tokens: int
+    problem: str = ""
+    nats_per_byte: float | None = None
+
+
+@dataclass(frozen=True)
+class Election:
+    """Who answers each question best.
+
+    Attributes:
+        labels: the candidates.
+        winners: who won and with which text, by question.
+        summary: what the panel says of itself: ``panel.json``.
+        replies: everything that was said, by candidate and question.
+    """
+
+    labels: tuple[str, ...]
+    winners: Mapping[str, tuple[str, str]]
+    summary: Mapping[str, Any]
+    replies: Mapping[str, Mapping[str, Reply]] = field(repr=False)
+
+
+class AnswerStages:
+    """What a recipe's section ``answers`` asks for. ``load`` reads a model's weights."""
+
+    def __init__(self, inputs: Inputs, space: Workspace, console: Console, device: str, load: Callable[[ModelSpec], LanguageModel]) -> None:
+        self.inputs, self.space, self.console, self.device, self.load = inputs, space, console, device, load
+        self._elected: dict[tuple[str, ...], Elected] = {}
+
+    @property
+    def settings(self) -> Answers:
+        """Return the recipe's section.
+
+        Raises:
+            InputError: there is none.
+        """
+        if self.inputs.recipe.answers is None:
+            raise InputError("answers: the recipe has no such section", hint="say who judges answers")
+        return self.inputs.recipe.answers
+
+    @cached_property
+    def cases(self) -> list[Case]:
+        """Return the questions of the training windows.
+
+        Raises:
+            InputError: nothing is asked there.
+        """
+        found = questions_of(self.inputs.corpus.splits["train"], self.settings.truth_domains)
+        if not found:
+            raise InputError("answers: no conversation in the training text, so there is nothing to answer", hint="see `user` and `assistant`")
+        return found
+
+    @cached_property
+    def panel(self) -> Panel:
+        """Return the judges; a relative folder of a judge's model is one beside the recipe, where there is one."""
+        judges = []
+        for judge in self.settings.judges:
+            beside = self.inputs.base / getattr(judge, "model", "")
+            place = hasattr(judge, "model") and not isinstance(judge, Endpoint) and beside.is_dir()
+            judges.append(replace(judge, model=str(beside), label=label_of(judge)) if place else judge)  # type: ignore[arg-type]
+        return replace(self.settings.panel, judges=tuple(judges))
+
+    def surroundings(self, labels: Sequence[str]) -> Surroundings:
+        """Return what judges are given when these models are the candidates."""
+        for label in labels:
+            self.inputs.facts(label)  # pins the commit of a hub model
+        return Surroundings({label: self.inputs.specs[label] for label in labels}, self.device, self.space.cache)
+
+    def judge_keys(self, labels: Sequence[str]) -> list[list[str]]:
+        """Return label and identity of each judge; no weights are read.
+
+        Raises:
+            LmfuseError: a judge's model cannot be used, or it does not fit the candidates.
+        """
+        given = self.surroundings(labels)
+        return [[label_of(judge), make_judge(judge, given).key] for judge in self.panel.judges]
+
+    # ── answers ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def answers_folder(self, label: str) -> Path:
+        """Return where a model's answers are, written or not."""
+        key, spec = self.inputs.facts(label).key, self.inputs.specs[label]
+        identity = [ARTEFACT_VERSION, "answers", key, spec.dtype, spec.document_start, self.inputs.tokenizer(label).key]
+        return self.space.artefact("answers", content_key([*identity, questions_key(self.cases), asdict(self.settings.writing)]))
+
+    def answers(self, label: str) -> dict[str, Reply]:
+        """Let a model answer the training questions; batches that an interrupted run has answered are kept."""
+        folder = self.answers_folder(label)
+        if not is_complete(folder):
+            with publish(folder, kind="answers", resume=True) as publication:
+                if not publication.reused:
+                    self._answer(label, publication)
+            self.space.event("answered", model=label, key=folder.name, **read_manifest(folder).counters)
+        lines = (folder / "answers.jsonl").read_text(encoding="utf-8").split("\n")
+        records = [json.loads(line) for line in lines if line]
+        return {record.pop("id"): Reply(**record) for record in records}
+
+    def _answer(self, label: str, publication: Publication) -> None:
+        model, writing, journal = self.load(self.inputs.specs[label]), self.settings.writing, publication.path / "batches.jsonl"
+        rendered = {case.id: render(model, case.prompt, writing) for case in self.cases}
+        replies = {name: Reply("", False, 0, problem=said) for name, said in rendered.items() if isinstance(said, str)}
+        left_out = len(replies)
+        replies |= _read_batches(journal)
+        prompts = {name: ids for name, ids in rendered.items() if name not in replies and not isinstance(ids, str)}
+        waiting = list(prompts)
+        title = f"{label} answers {len(self.cases):,} questions"
+        with self.console.task(title, len(waiting) * writing.max_new_tokens) as advance:
+            for batch in answer_prompts(model, list(prompts.values()), writing, advance):
+                found = {waiting[place]: Reply(answer.text, answer.finished, answer.num_tokens) for place, answer in batch}
+                _add_batch(journal, found)
+                replies |= found
+        replies = _with_costs(model, self.cases, replies, self.inputs.recipe.evaluate.batch_tokens)
+        lines = [json.dumps({"id": case.id, **asdict(replies[case.id])}, ensure_ascii=False) for case in self.cases]
+        write_atomic(publication.path / "answers.jsonl", ("\n".join(lines) + "\n").encode())
+        publication.drop(journal.name)
+        asked = [reply for reply in replies.values() if not reply.problem]
+        publication.provenance |= {"model": self.inputs.facts(label).key}
+        publication.counters |= {
+            "answers": len(asked), "answers_cut": sum(not reply.finished for reply in asked), "answers_empty": sum(not reply.text for reply in asked),
+            "prompts_left_out": left_out, "tokens": sum(reply.num_tokens for reply in asked),
+        }  # fmt: skip
+
+    # ── election ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def election_folder(self, labels: Sequence[str]) -> Path:
+        """Return where the judges' verdict on the answers of some models is, or will be."""
+        answered = [[label, self.answers_folder(label).name] for label in labels]
+        truths = [[case.id, case.truth] for case in self.cases]
+        judges = [self.judge_keys(labels), self.settings.vote, self.settings.cut, self.panel_parameters]
+        return self.space.artefact("elections", content_key([ARTEFACT_VERSION, "election", answered, truths, judges]))
+
+    @property
+    def panel_parameters(self) -> list[Any]:
+        """Return the judges' parameters but for where their models lie, which their identities speak of."""
+        return [
+            {name: value for name, value in asdict(judge).items() if name not in ("model", "revision", "batch_tokens", "at_once")}
+            for judge in self.settings.judges
+        ]
+
+    def election(self, labels: Sequence[str]) -> Election:
+        """Judge the answers of some models to the training questions; a judge hears no batch of questions twice."""
+        labels = tuple(labels)
+        folder = self.election_folder(labels)
+        replies = {label: self.answers(label) for label in labels}
+        if not is_complete(folder):
+            with publish(folder, kind="election", resume=True) as publication:
+                if not publication.reused:
+                    self._elect(labels, replies, publication)
+            self.space.event("elected", key=folder.name, **read_manifest(folder).counters)
+        votes = [json.loads(line) for line in (folder / "judged" / "votes.jsonl").read_text(encoding="utf-8").split("\n") if line]
+        winners = {vote["id"]: (vote["winner"], replies[vote["winner"]][vote["id"]].text) for vote in votes if vote["winner"] is not None}
+        return Election(labels, winners, json.loads((folder / "judged" / "panel.json").read_text(encoding="utf-8")), replies)
+
+    def _elect(self, labels: tuple[str, ...], replies: Mapping[str, Mapping[str, Reply]], publication: Publication) -> None:
+        candidates = [[self._candidate(replies[label][case.id]) for label in labels] for case in self.cases]
+        costs = [[replies[label][case.id].nats_per_byte for case in self.cases] for label in labels]
+        given = self.surroundings(labels)
+        hearings = len(self.cases) * sum(len(make_judge(judge, given).parts) for judge in self.panel.judges)
+        with self.console.task(f"judge the answers to {len(self.cases):,} questions", hearings, unit="hearings") as advance:
+            verdicts = judge_answers(
+                self.panel, self.cases, candidates, given, publication.path / "judged",
+                cross_entropy=np.array(costs, np.float64), progress=lambda _, questions: advance(questions),
+            )  # fmt: skip
+        publication.counters |= dict(verdicts.counters)
+        publication.provenance |= {"answers": {label: self.answers_folder(label).name for label in labels}}
+
+    def _candidate(self, reply: Reply) -> str:
+        return reply.text if reply.finished or self.settings.cut == "keep" else ""
+
+    def elected(self, labels: Sequence[str]) -> Elected:
+        """Return the texts that training reads of an election."""
+        labels = tuple(labels)
+        if labels not in self._elected:
+            specs = list(self.inputs.specs)
+            tokenizers = [self.inputs.tokenizer(label) for label in specs]
+            limits = window_limits(self.inputs.recipe.text, [self.inputs.facts(label).context for label in specs])
+            found = elected_documents(self.inputs.corpus.splits["train"], self.election(labels).winners, tokenizers, limits)
+            if not found.producers:
+                reasons = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in found.counters.items() if count)
+                raise InputError(
+                    f"answers: not one elected answer can be read ({reasons})",
+                    hint="allow more new tokens, keep answers that were cut (`cut: keep`), or choose judges that do not abstain",
+                )
+            self._elected[labels] = found
+        return self._elected[labels]
+
+
+def _read_batches(journal: Path) -> dict[str, Reply]:
+    """Return what was answered before, and leave only whole lines in the file, so that the next one begins a line."""
+    replies: dict[str, Reply] = {}
+    whole = []
+    for line in journal.read_text(encoding="utf-8", errors="replace").split("\n") if journal.exists() else []:
+        with suppress(ValueError, TypeError, AttributeError):  # the last line of a process that was killed
+            replies |= {name: Reply(**reply) for name, reply in json.loads(line).items()}
+            whole.append(line)
+    write_atomic(journal, "".join(line + "\n" for line in whole).encode())
+    return replies
+
+
+def _add_batch(journal: Path, replies: Mapping[str, Reply]) -> None:
+    """Keep the answers of one batch: all of them or, if the process is killed, none, so that batches are the same afterwards."""
+    with full_disk_is_an_error(journal), open(journal, "a", encoding="utf-8") as file:
+        file.write(json.dumps({name: asdict(reply) for name, reply in replies.items()}) + "\n")
+
+
+def _with_costs(model: LanguageModel, cases: Sequence[Case], replies: Mapping[str, Reply], batch_tokens: int) -> dict[str, Reply]:
+    """Return replies with what the model's own words cost it."""
+    said = {case.id: case.answered(replies[case.id].text) for case in cases if replies[case.id].text}
+    encodings = model.tokenizer.try_encode_many(list(said.values()))
+    fits = [
+        name for name, each in zip(said, encodings, strict=True) if not isinstance(each, Unfit) and len(each.ids) <= model.context
+    ]  # fmt: skip
+    scores = score_documents(model, [said[name] for name in fits], batch_tokens=batch_tokens, turn_ends=False) if fits else []
+    costs = {name: score.nll_nats / score.num_bytes for name, score in zip(fits, scores, strict=True) if score.num_bytes}
+    return {name: replace(reply, nats_per_byte=costs.get(name)) for name, reply in replies.items()}
