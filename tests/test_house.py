@@ -15,6 +15,7 @@ EDGE = (
     "answers",
     "answer_stages",
     "jobs",
+    "modes",
     "generate_batch",
     "generate_command",
     "arms",

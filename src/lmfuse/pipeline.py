@@ -23,7 +23,9 @@ from lmfuse.fuse.uniform import Uniform
 from lmfuse.inputs import Inputs
 from lmfuse.jobs import Job, TrainedModel
 from lmfuse.limits import refuse_lossy, refuse_misfit
+from lmfuse.modes import compare_modes
 from lmfuse.plan import Plan, judged_fits, make_plan, teachers_of
+from lmfuse.questions import questions_of
 from lmfuse.recipe import Recipe, load_recipe
 from lmfuse.release import comparisons_of_interest, release, tell
 from lmfuse.results import RunResults, mean_over_seeds, nats_per_byte_by_domain
@@ -86,6 +88,9 @@ class Pipeline:
         results.sources, counted = self._survey()
         results.counters = dict(self.inputs.corpus.counters) | self.counters | counted | self._merge_counters()
         results.run = self._describe(planned)
+        if self.answering_job is not None:
+            results.run["answers"] = self._modes(self.answering_job)
+            results.counters |= self.stages.answering.elected(self.answering_job.teachers).counters
         made = [shown(name) for name in (*self.arms, *self.merges)]
         pairs = comparisons_of_interest(made, self.sources, shown(self.recipe.result), shown("clm"), shown("target"))
         report = results.report(pairs, samples=self.recipe.evaluate.bootstrap_samples, seed=self.recipe.evaluate.seed)
@@ -275,6 +280,21 @@ class Pipeline:
             }
             counted |= {f"{part}_{name}": count for name, count in counters.items()}
         return found, counted
+
+    @cached_property
+    def answering_job(self) -> Job | None:
+        """Return the training that answers are reported of: the result's, or that of the first arm that learns from answers; None: there are none."""
+        reading = [arm for arm in self.arms.values() if arm.reads_answers]
+        reading.sort(key=lambda arm: arm.name != self.recipe.result)
+        return self.job(reading[0], self.recipe.seeds[0]) if reading else None
+
+    def _modes(self, job: Job) -> dict[str, Any]:
+        """Return which teacher wins how often by the ground truth and by what it says, under the names of the report."""
+        answering = self.stages.answering
+        windows = {case.id: case.truth for case in questions_of(self.inputs.corpus.splits["train"])}
+        found = compare_modes(answering.cases, self.stages.truth_winners(job), answering.election(job.teachers), windows)
+        named = {self.recipe.shown(label) if label == "target" else label: source for label, source in found["by_source"].items()}
+        return found | {"by_source": named}
 
     def _describe(self, planned: Plan) -> dict[str, Any]:
         """Return what a reader of report.json needs to judge and to repeat the run; nothing that differs between two equal runs."""

@@ -8,6 +8,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lmfuse.aids import load_aids
 from lmfuse.align.pair import Pair
 from lmfuse.answer_stages import AnswerStages
@@ -19,6 +21,7 @@ from lmfuse.corpus import Corpus, documents_key
 from lmfuse.errors import InputError
 from lmfuse.evaluate.bits_per_byte import score_documents
 from lmfuse.evaluate.paired import bits_per_byte_by_domain
+from lmfuse.fuse.min_ce import MinCE
 from lmfuse.inputs import Inputs
 from lmfuse.jobs import Job, TrainedModel
 from lmfuse.lessons import Course, courses
@@ -130,6 +133,14 @@ class Stages:
             write_atomic(path, json.dumps([{name: asdict(source) for name, source in found.items()}, counted]).encode())
         sources, counters = json.loads(path.read_text(encoding="utf-8"))
         return sources, counters
+
+    def truth_winners(self, job: Job) -> dict[str, str]:
+        """Return for each training question which teacher of a job is least surprised, per byte, by the ground truth."""
+        judging = replace(job, arm=job.arm.model_copy(update={"fuse": MinCE(judge="training_text", no_teacher=False)}))
+        teacher, asked = self.teacher(judging), {case.id for case in self.answering.cases}
+        assert teacher is not None, "an arm that reads answers has teachers"
+        costs = {window.id: np.array(teacher.scores(window)) for window in self.corpus.splits["train"] if window.id in asked}
+        return {name: job.teachers[int(np.nanargmin(cost))] for name, cost in costs.items() if not np.isnan(cost).all()}
 
     def trained(self, job: Job) -> TrainedModel:
         """Train the target as a job says and publish the model; of lessons with a fresh optimizer, one model after the other."""
