@@ -23,6 +23,7 @@ EDGE = (
     "pipeline",
     "cli",
     "plan",
+    "plan_answers",
     "demo",
     "doctor",
     "compare",

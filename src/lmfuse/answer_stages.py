@@ -24,7 +24,7 @@ from lmfuse.inputs import Inputs
 from lmfuse.judges.family import Surroundings, make_judge
 from lmfuse.judges.panel import Panel, judge_answers
 from lmfuse.judges.protocol import Case
-from lmfuse.judges.settings import Endpoint, label_of
+from lmfuse.judges.settings import Endpoint, JudgeMethod, label_of
 from lmfuse.models import LanguageModel, ModelSpec
 from lmfuse.questions import Elected, elected_documents, questions_key, questions_of
 from lmfuse.recipe import Answers
@@ -58,13 +58,25 @@ class Election:
         labels: the candidates.
         winners: who won and with which text, by question.
         summary: what the panel says of itself: ``panel.json``.
+        scores: by judge and question the score of each candidate's answer; None where the judge abstains.
         replies: everything that was said, by candidate and question.
     """
 
     labels: tuple[str, ...]
     winners: Mapping[str, tuple[str, str]]
     summary: Mapping[str, Any]
+    scores: Mapping[str, Mapping[str, Sequence[float | None]]] = field(repr=False)
     replies: Mapping[str, Mapping[str, Reply]] = field(repr=False)
+
+
+def placed_judges(settings: Answers, base: Path) -> tuple[JudgeMethod, ...]:
+    """Return a recipe's judges; a relative folder of a judge's model is one beside the recipe, where there is one."""
+    judges: list[JudgeMethod] = []
+    for judge in settings.judges:
+        model = getattr(judge, "model", "")
+        place = model and not isinstance(judge, Endpoint) and (base / model).is_dir()
+        judges.append(replace(judge, model=str(base / model), label=label_of(judge)) if place else judge)  # type: ignore[arg-type]
+    return tuple(judges)
 
 
 class AnswerStages:
@@ -99,13 +111,8 @@ class AnswerStages:
 
     @cached_property
     def panel(self) -> Panel:
-        """Return the judges; a relative folder of a judge's model is one beside the recipe, where there is one."""
-        judges = []
-        for judge in self.settings.judges:
-            beside = self.inputs.base / getattr(judge, "model", "")
-            place = hasattr(judge, "model") and not isinstance(judge, Endpoint) and beside.is_dir()
-            judges.append(replace(judge, model=str(beside), label=label_of(judge)) if place else judge)  # type: ignore[arg-type]
-        return replace(self.settings.panel, judges=tuple(judges))
+        """Return the judges and their vote."""
+        return replace(self.settings.panel, judges=placed_judges(self.settings, self.inputs.base))
 
     def surroundings(self, labels: Sequence[str]) -> Surroundings:
         """Return what judges are given when these models are the candidates."""
@@ -196,7 +203,9 @@ class AnswerStages:
             self.space.event("elected", key=folder.name, **read_manifest(folder).counters)
         votes = [json.loads(line) for line in (folder / "judged" / "votes.jsonl").read_text(encoding="utf-8").split("\n") if line]
         winners = {vote["id"]: (vote["winner"], replies[vote["winner"]][vote["id"]].text) for vote in votes if vote["winner"] is not None}
-        return Election(labels, winners, json.loads((folder / "judged" / "panel.json").read_text(encoding="utf-8")), replies)
+        summary = json.loads((folder / "judged" / "panel.json").read_text(encoding="utf-8"))
+        scores = {judge: {vote["id"]: vote["scores"][judge] for vote in votes} for judge in summary["judges"]}
+        return Election(labels, winners, summary, scores, replies)
 
     def _elect(self, labels: tuple[str, ...], replies: Mapping[str, Mapping[str, Reply]], publication: Publication) -> None:
         candidates = [[self._candidate(replies[label][case.id]) for label in labels] for case in self.cases]

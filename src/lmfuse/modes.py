@@ -21,9 +21,10 @@ def compare_modes(cases: Sequence[Case], truth_winners: Mapping[str, str], elect
 
     Returns:
         ``by_source``: for each candidate the share of the questions that it wins in either mode (of those with a winner), its answers, how many
-        of them were cut or empty, prompts that it could not read, and the mean length of its answers in bytes; ``same_winner``: the share of
-        the questions with a winner in both modes where it is the same one, and ``winners``: on how many questions which candidate (row) wins
-        by the truth and which (column) by its answer; how the votes were decided; and how far each two judges agree.
+        of them were cut or empty, prompts that it could not read, the mean length of its answers in bytes, and their mean score by each judge
+        (of a verifier: the share that is right). ``same_winner``: the share of the questions with a winner in both modes where it is the same
+        one; ``winners``: on how many questions which candidate (row) wins by the truth and which (column) by its answer. How the votes were
+        decided, and how far each two judges agree.
     """
     labels, elected = election.labels, {name: label for name, (label, _) in election.winners.items()}
     both = [(truth_winners[case.id], elected[case.id]) for case in cases if case.id in truth_winners and case.id in elected]
@@ -36,8 +37,9 @@ def compare_modes(cases: Sequence[Case], truth_winners: Mapping[str, str], elect
             label: {
                 "win_rate_truth": _share(by_truth[label], len(truth_winners)), "win_rate_answers": _share(by_answer[label], len(elected)),
                 **_replies(list(election.replies[label].values())),
+                "mean_scores": {judge: _mean([score[place] for score in scores.values()]) for judge, scores in election.scores.items()},
             }
-            for label in labels
+            for place, label in enumerate(labels)
         },
         "winners": [[pairs[truth, answer] for answer in labels] for truth in labels],
         "same_winner": _share(sum(truth == answer for truth, answer in both), len(both)),
@@ -56,6 +58,11 @@ def _replies(replies: Sequence[Reply]) -> dict[str, Any]:
         "answers": len(asked), "cut": sum(not reply.finished for reply in asked), "empty": sum(not reply.text for reply in asked),
         "left_out": len(replies) - len(asked), "mean_bytes": _mean_bytes([reply.text for reply in asked if reply.text]),
     }  # fmt: skip
+
+
+def _mean(scores: Sequence[float | None]) -> float | None:
+    known = [score for score in scores if score is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _mean_bytes(texts: Sequence[str]) -> float | None:
