@@ -106,7 +106,9 @@ class AnswerStages:
         """
         found = questions_of(self.inputs.corpus.splits["train"], self.settings.truth_domains)
         if not found:
-            raise InputError("answers: no conversation in the training text, so there is nothing to answer", hint="see `user` and `assistant`")
+            raise InputError(
+                "answers: no conversation in the training text, so there is nothing to answer", hint="see `user` and `assistant`"
+            )
         return found
 
     @cached_property

@@ -69,5 +69,5 @@ def _mean_bytes(texts: Sequence[str]) -> float | None:
     return _share(sum(len(text.encode()) for text in texts), len(texts))
 
 
-def _share(part: float, whole: int) -> float | None:
+def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None

@@ -112,7 +112,9 @@ class Answers(_Section):
     def _judges_fit(self) -> Answers:
         for judge in self.judges:
             if isinstance(judge, UnitTests):
-                raise ValueError(f"judges: {label_of(judge)} has nothing to run: training conversations carry no tests; choose another judge")
+                raise ValueError(
+                    f"judges: {label_of(judge)} has nothing to run: training conversations carry no tests; choose another judge"
+                )
         assert self.panel
         return self
 

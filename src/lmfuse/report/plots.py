@@ -103,7 +103,9 @@ def modes(answers: Mapping[str, Any]) -> str:
         shown = (("win_rate_truth", "least surprised by the ground truth"), ("win_rate_answers", "best answer"))
         for offset, (key, label) in enumerate(shown):
             values = [answers["by_source"][name][key] or 0.0 for name in names]
-            bars = axis.barh([row + 0.36 * (offset - 0.5) for row in range(len(names))], values, height=0.33, color=COLOURS[offset], label=label)
+            bars = axis.barh(
+                [row + 0.36 * (offset - 0.5) for row in range(len(names))], values, height=0.33, color=COLOURS[offset], label=label
+            )
             axis.bar_label(bars, fmt="%.3f", padding=3, fontsize=8)
         axis.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 1.18), xlabel="share of the questions")
         axis.invert_yaxis()

@@ -42,7 +42,9 @@ def stream(num_documents: int, seed: int, begin: int, end: int) -> Int[np.ndarra
     return np.concatenate([permutation(num_documents, seed, epoch) for epoch in epochs])[begin - first : end - first]
 
 
-def planned_steps(lengths: Integer[np.ndarray, "B"], settings: Training, start: int = 0, first: int = 0) -> Iterator[list[Int[np.ndarray, "N"]]]:
+def planned_steps(
+    lengths: Integer[np.ndarray, "B"], settings: Training, start: int = 0, first: int = 0
+) -> Iterator[list[Int[np.ndarray, "N"]]]:
     """Yield for each step from ``start`` on its micro-batches of document indices, the longest documents first.
 
     Blocks of ``length_block`` steps are sorted by length, cut into steps, and the steps shuffled; every step depends on seed and
