@@ -37,7 +37,8 @@ def recipe(**changes: Any) -> dict[str, Any]:
     }  # fmt: skip
     answers = {"judges": [{"name": "verifier", "check": "final_number"}, {"name": "likelihood"}], "max_new_tokens": 12, "batch_prompts": 4, "cut": "keep",
                "batch_questions": 8}  # fmt: skip
-    values = runs.recipe(name="chat", text=text, answers=answers, arms=ARMS, result="progressive")
+    evaluate = {"bootstrap_samples": 200, "tasks": [{"domain": "sums", "max_new_tokens": 6, "limit": 3}]}
+    values = runs.recipe(name="chat", evaluate=evaluate, text=text, answers=answers, arms=ARMS, result="progressive")
     values["train"] |= {"batch_documents": 2}
     return values | changes
 

@@ -14,6 +14,8 @@ EDGE = (
     "catalogue",
     "answers",
     "answer_stages",
+    "asking",
+    "tasks",
     "jobs",
     "modes",
     "generate_batch",

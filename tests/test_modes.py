@@ -1,4 +1,5 @@
-from lmfuse.answer_stages import Election, Reply
+from lmfuse.answer_stages import Election
+from lmfuse.asking import Reply
 from lmfuse.judges.protocol import Case
 from lmfuse.modes import compare_modes
 from lmfuse.types import Segment

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lmfuse import answer_stages
+from lmfuse import answer_stages, asking
 from lmfuse.errors import InputError, LmfuseError
 from lmfuse.inputs import Inputs
 from lmfuse.pipeline import Pipeline
@@ -65,6 +65,15 @@ def test_the_report_says_who_wins_in_which_mode(finished):
     page = (folder / "out" / "report" / "index.html").read_text()
     assert "<h2>Answers</h2>" in page
     assert "verifier - likelihood" in page
+
+
+def test_every_model_answers_the_questions_of_a_task(finished):
+    folder, report = finished
+    (task,) = report["run"]["tasks"]
+    assert list(task["accuracy"]) == list(report["arms"])
+    assert (task["domain"], task["check"], task["questions"]) == ("sums", "final_number", 3)
+    assert {(c["a"], c["b"]) for c in task["comparisons"]} == {(c["a"], c["b"]) for c in report["comparisons"]}
+    assert "<h2>Right answers: sums</h2>" in (folder / "out" / "report" / "index.html").read_text()
 
 
 def test_training_mode_wins_are_those_of_the_rows(finished):
@@ -144,7 +153,7 @@ def test_what_an_arm_does_not_read_is_no_part_of_its_model(finished):
     before = manifests(folder, "models").keys()
     answers = chat_runs.recipe()["answers"] | {"judges": [{"name": "likelihood", "author": "left_out"}]}
     run(folder, "other", answers=answers)
-    assert not [event for event in events(folder, "other") if event["stage"] == "answered"]
+    assert not [event for event in events(folder, "other") if event["stage"] == "answered" and event["model"] in ("target", "a", "b")]
     new = {key: made["provenance"]["arm"] for key, made in manifests(folder, "models").items() if key not in before}
     assert sorted(new.values()) == sorted(["inference_mode", "simultaneous", "reversed", "progressive", "progressive"])
     assert len([event for event in events(folder, "other") if event["stage"] == "elected"]) == 1
@@ -152,7 +161,7 @@ def test_what_an_arm_does_not_read_is_no_part_of_its_model(finished):
 
 def test_a_second_run_asks_and_judges_nothing_again(finished, monkeypatch):
     folder, report = finished
-    monkeypatch.setattr(answer_stages, "answer_prompts", None)
+    monkeypatch.setattr(asking, "answer_prompts", None)
     monkeypatch.setattr(answer_stages, "judge_answers", None)
     assert run(folder, "second") == report
 

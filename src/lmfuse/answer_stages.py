@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,42 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from lmfuse.answers import answer_prompts, render
-from lmfuse.artefacts import Publication, content_key, is_complete, publish, read_manifest, write_atomic
-from lmfuse.chat_template import Unfit
+from lmfuse.artefacts import Publication, content_key, is_complete, publish, read_manifest
+from lmfuse.asking import Asking, Reply, Respondent
 from lmfuse.console import Console
 from lmfuse.corpus import window_limits
-from lmfuse.disk import full_disk_is_an_error
 from lmfuse.errors import InputError
-from lmfuse.evaluate.bits_per_byte import score_documents
 from lmfuse.inputs import Inputs
 from lmfuse.judges.family import Surroundings, make_judge
 from lmfuse.judges.panel import Panel, judge_answers
 from lmfuse.judges.protocol import Case
 from lmfuse.judges.settings import Endpoint, JudgeMethod, label_of
 from lmfuse.models import LanguageModel, ModelSpec
-from lmfuse.questions import Elected, elected_documents, questions_key, questions_of
+from lmfuse.questions import Elected, elected_documents, questions_of
 from lmfuse.recipe import Answers
 from lmfuse.workspace import ARTEFACT_VERSION, Workspace
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What one model said to one question.
-
-    Attributes:
-        text: without surrounding whitespace.
-        finished: whether it ended by itself.
-        num_tokens: that it took.
-        problem: why the model could not be asked: the prompt is too long, or beyond its chat template.
-        nats_per_byte: the model's own cross-entropy over its answer, which breaks ties between equally good ones; None where it has no bytes.
-    """
-
-    text: str
-    finished: bool
-    num_tokens: int
-    problem: str = ""
-    nats_per_byte: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +60,8 @@ class AnswerStages:
     """What a recipe's section ``answers`` asks for. ``load`` reads a model's weights."""
 
     def __init__(self, inputs: Inputs, space: Workspace, console: Console, device: str, load: Callable[[ModelSpec], LanguageModel]) -> None:
-        self.inputs, self.space, self.console, self.device, self.load = inputs, space, console, device, load
+        self.inputs, self.space, self.console, self.device = inputs, space, console, device
+        self.asking = Asking(space, console, load, inputs.recipe.evaluate.batch_tokens)
         self._elected: dict[tuple[str, ...], Elected] = {}
 
     @property
@@ -133,48 +111,18 @@ class AnswerStages:
 
     # ── answers ──────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def respondent(self, label: str) -> Respondent:
+        """Return one of the recipe's models as one that is asked."""
+        key = self.inputs.facts(label).key  # first: it pins the commit of a hub model
+        return Respondent(label, self.inputs.specs[label], key, self.inputs.tokenizer(label).key)
+
     def answers_folder(self, label: str) -> Path:
         """Return where a model's answers are, written or not."""
-        key, spec = self.inputs.facts(label).key, self.inputs.specs[label]
-        identity = [ARTEFACT_VERSION, "answers", key, spec.dtype, spec.document_start, self.inputs.tokenizer(label).key]
-        return self.space.artefact("answers", content_key([*identity, questions_key(self.cases), asdict(self.settings.writing)]))
+        return self.asking.folder(self.respondent(label), self.cases, self.settings.writing)
 
     def answers(self, label: str) -> dict[str, Reply]:
         """Let a model answer the training questions; batches that an interrupted run has answered are kept."""
-        folder = self.answers_folder(label)
-        if not is_complete(folder):
-            with publish(folder, kind="answers", resume=True) as publication:
-                if not publication.reused:
-                    self._answer(label, publication)
-            self.space.event("answered", model=label, key=folder.name, **read_manifest(folder).counters)
-        lines = (folder / "answers.jsonl").read_text(encoding="utf-8").split("\n")
-        records = [json.loads(line) for line in lines if line]
-        return {record.pop("id"): Reply(**record) for record in records}
-
-    def _answer(self, label: str, publication: Publication) -> None:
-        model, writing, journal = self.load(self.inputs.specs[label]), self.settings.writing, publication.path / "batches.jsonl"
-        rendered = {case.id: render(model, case.prompt, writing) for case in self.cases}
-        replies = {name: Reply("", False, 0, problem=said) for name, said in rendered.items() if isinstance(said, str)}
-        left_out = len(replies)
-        replies |= _read_batches(journal)
-        prompts = {name: ids for name, ids in rendered.items() if name not in replies and not isinstance(ids, str)}
-        waiting = list(prompts)
-        title = f"{label} answers {len(self.cases):,} questions"
-        with self.console.task(title, len(waiting) * writing.max_new_tokens) as advance:
-            for batch in answer_prompts(model, list(prompts.values()), writing, advance):
-                found = {waiting[place]: Reply(answer.text, answer.finished, answer.num_tokens) for place, answer in batch}
-                _add_batch(journal, found)
-                replies |= found
-        replies = _with_costs(model, self.cases, replies, self.inputs.recipe.evaluate.batch_tokens)
-        lines = [json.dumps({"id": case.id, **asdict(replies[case.id])}, ensure_ascii=False) for case in self.cases]
-        write_atomic(publication.path / "answers.jsonl", ("\n".join(lines) + "\n").encode())
-        publication.drop(journal.name)
-        asked = [reply for reply in replies.values() if not reply.problem]
-        publication.provenance |= {"model": self.inputs.facts(label).key}
-        publication.counters |= {
-            "answers": len(asked), "answers_cut": sum(not reply.finished for reply in asked), "answers_empty": sum(not reply.text for reply in asked),
-            "prompts_left_out": left_out, "tokens": sum(reply.num_tokens for reply in asked),
-        }  # fmt: skip
+        return self.asking.replies(self.respondent(label), self.cases, self.settings.writing)
 
     # ── election ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -241,33 +189,3 @@ class AnswerStages:
                 )
             self._elected[labels] = found
         return self._elected[labels]
-
-
-def _read_batches(journal: Path) -> dict[str, Reply]:
-    """Return what was answered before, and leave only whole lines in the file, so that the next one begins a line."""
-    replies: dict[str, Reply] = {}
-    whole = []
-    for line in journal.read_text(encoding="utf-8", errors="replace").split("\n") if journal.exists() else []:
-        with suppress(ValueError, TypeError, AttributeError):  # the last line of a process that was killed
-            replies |= {name: Reply(**reply) for name, reply in json.loads(line).items()}
-            whole.append(line)
-    write_atomic(journal, "".join(line + "\n" for line in whole).encode())
-    return replies
-
-
-def _add_batch(journal: Path, replies: Mapping[str, Reply]) -> None:
-    """Keep the answers of one batch: all of them or, if the process is killed, none, so that batches are the same afterwards."""
-    with full_disk_is_an_error(journal), open(journal, "a", encoding="utf-8") as file:
-        file.write(json.dumps({name: asdict(reply) for name, reply in replies.items()}) + "\n")
-
-
-def _with_costs(model: LanguageModel, cases: Sequence[Case], replies: Mapping[str, Reply], batch_tokens: int) -> dict[str, Reply]:
-    """Return replies with what the model's own words cost it."""
-    said = {case.id: case.answered(replies[case.id].text) for case in cases if replies[case.id].text}
-    encodings = model.tokenizer.try_encode_many(list(said.values()))
-    fits = [
-        name for name, each in zip(said, encodings, strict=True) if not isinstance(each, Unfit) and len(each.ids) <= model.context
-    ]  # fmt: skip
-    scores = score_documents(model, [said[name] for name in fits], batch_tokens=batch_tokens, turn_ends=False) if fits else []
-    costs = {name: score.nll_nats / score.num_bytes for name, score in zip(fits, scores, strict=True) if score.num_bytes}
-    return {name: replace(reply, nats_per_byte=costs.get(name)) for name, reply in replies.items()}

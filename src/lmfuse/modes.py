@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lmfuse.answer_stages import Election, Reply
+from lmfuse.answer_stages import Election
+from lmfuse.asking import Reply
 from lmfuse.judges.protocol import Case
 
 

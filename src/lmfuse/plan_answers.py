@@ -14,7 +14,8 @@ from lmfuse.judges.family import Surroundings, make_judge
 from lmfuse.judges.settings import Endpoint, JudgeMethod
 from lmfuse.lessons import courses
 from lmfuse.questions import questions_of
-from lmfuse.recipe import Recipe
+from lmfuse.recipe import Recipe, Task
+from lmfuse.tasks import task_questions
 
 ANSWER_BYTES_PER_TOKEN = 8  # on disk, with what stands around the text
 COPIES = 4  # the answers themselves, and what judges are given
@@ -40,6 +41,8 @@ def answer_checks(inputs: Inputs) -> Iterator[Callable[[], object]]:
     labels = answerers_of(recipe)
     for arm in recipe.resolved_arms:
         yield partial(_lessons, arm, inputs)
+    for task in recipe.evaluate.tasks:
+        yield partial(_task, task, inputs)
     if recipe.answers is None or not labels:
         return
     yield partial(_questions, inputs)
@@ -77,6 +80,10 @@ def answer_memory(inputs: Inputs, label: str) -> int:
 
 def _lessons(arm: Arm, inputs: Inputs) -> None:
     courses(arm.lessons, arm.optimizer, inputs.recipe.train.epochs, len(inputs.corpus.splits["train"]))
+
+
+def _task(task: Task, inputs: Inputs) -> None:
+    task_questions(task, inputs.corpus.splits["evaluation"])
 
 
 def _questions(inputs: Inputs) -> None:

@@ -20,7 +20,7 @@ from lmfuse.catalogue import AlignMethod, FuseMethod, LossMethod, misfit
 from lmfuse.errors import RecipeError, did_you_mean
 from lmfuse.fuse.min_ce import MinCE
 from lmfuse.judges.panel import Panel
-from lmfuse.judges.settings import JudgeMethod, Likelihood, UnitTests, label_of
+from lmfuse.judges.settings import JudgeMethod, Likelihood, UnitTests, Verifier, label_of
 from lmfuse.lessons import from_beta
 from lmfuse.limits import Limits
 from lmfuse.losses.kl import KL
@@ -76,12 +76,41 @@ class RowSettings(_Section):
     shard_documents: int = Field(256, ge=1)
 
 
+class Task(_Section):
+    """Questions of one evaluated domain that every model answers by itself; the share of right answers is reported.
+
+    Attributes:
+        domain: of the evaluation text; its conversations ask.
+        verifier: what is right, as the judge ``verifier``: the final number by default.
+        limit: the most questions; 0: all.
+        max_new_tokens, batch_prompts: of the answers, which are the likeliest ones (temperature 0). One that is cut is judged as it stands.
+    """
+
+    domain: str
+    verifier: Verifier = Verifier()
+    limit: int = Field(0, ge=0)
+    max_new_tokens: int = Field(512, ge=1)
+    batch_prompts: int = Field(8, ge=1)
+
+    @property
+    def writing(self) -> Answering:
+        """Return how answers are written."""
+        return Answering(self.max_new_tokens, batch_prompts=self.batch_prompts)
+
+
 class Evaluation(_Section):
-    """How models are measured: padded tokens a batch, bootstrap samples of an interval and their seed."""
+    """How models are measured.
+
+    Attributes:
+        batch_tokens: padded tokens a batch.
+        bootstrap_samples, seed: of an interval.
+        tasks: questions that every model answers, beside bits per byte.
+    """
 
     batch_tokens: int = Field(8192, ge=16)
     bootstrap_samples: int = Field(10_000, ge=100)
     seed: int = 0
+    tasks: tuple[Task, ...] = ()
 
 
 class Answers(_Section):
@@ -208,6 +237,10 @@ class Recipe(_Section):
             for domain in arm.clm_weight.keys() - domains:
                 raise ValueError(f"clm_weight: {did_you_mean(domain, domains)}")
         self._check_answers(["target", *names], domains)
+        evaluated = {spec.domain for spec in self.text.evaluation}
+        for task in self.evaluate.tasks:
+            if task.domain not in evaluated:
+                raise ValueError(f"evaluate.tasks: {did_you_mean(task.domain, evaluated)}")
         return self
 
     def _check_answers(self, labels: Sequence[str], domains: Iterable[str]) -> None:

@@ -34,10 +34,10 @@ elif where == "train":
     import lmfuse.train.loop as room
     room.backward = killer(room.backward)
 elif where == "answer":
-    import lmfuse.answer_stages as room
+    import lmfuse.asking as room
     room._add_batch = killer(room._add_batch)
 elif where == "answered":
-    import lmfuse.answer_stages as room
+    import lmfuse.asking as room
     room._with_costs = killer(room._with_costs)
 elif where == "judge":
     from lmfuse.judges.journal import Journal
