@@ -71,6 +71,8 @@ def render(report: Mapping[str, Any]) -> str:
         figures["curves"] = plots.curves(curves)
     if report["sources"]:
         figures["sources"] = plots.sources(report)
+    if report["run"].get("answers"):
+        figures["modes"] = plots.modes(report["run"]["answers"])
     best = {d: min(arm[d] for arm in report["arms"].values()) for d in [*report["domains"], "macro"]}
     return environment.get_template("page.html").render(
         report=report, run=report["run"], headline=headline(report), figures={k: Markup(v) for k, v in figures.items()}, best=best

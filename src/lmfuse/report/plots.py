@@ -93,3 +93,21 @@ def sources(report: Mapping[str, Any]) -> str:
         axis.invert_yaxis()
         axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
         return _svg(figure)
+
+
+def modes(answers: Mapping[str, Any]) -> str:
+    """Return bars for each candidate: how often it is the best one by the ground truth, and by what it says."""
+    names = list(answers["by_source"])
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(7.5, 0.6 * len(names) + 1.0))
+        shown = (("win_rate_truth", "least surprised by the ground truth"), ("win_rate_answers", "best answer"))
+        for offset, (key, label) in enumerate(shown):
+            values = [answers["by_source"][name][key] or 0.0 for name in names]
+            bars = axis.barh(
+                [row + 0.36 * (offset - 0.5) for row in range(len(names))], values, height=0.33, color=COLOURS[offset], label=label
+            )
+            axis.bar_label(bars, fmt="%.3f", padding=3, fontsize=8)
+        axis.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 1.18), xlabel="share of the questions")
+        axis.invert_yaxis()
+        axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.3), ncols=2)
+        return _svg(figure)
