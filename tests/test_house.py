@@ -33,6 +33,7 @@ EDGE = (
     "stages",
     "inputs",
     "merge_recipe",
+    "evolve_recipe",
     "mergekit_yaml",
 )
 IMPURE = {"transformers", "datasets", "tokenizers", "pathlib", "logging", "os", "accelerate", "safetensors", "huggingface_hub"}

@@ -157,6 +157,21 @@ def merge(
 
 
 @app.command()
+def evolve(
+    recipe: RecipeArgument,
+    out: OutOption = None,
+    cache: CacheOption = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that judge children; they change nothing but the time.")] = 1,
+    check: Annotated[bool, typer.Option("--plan", help="Check everything, say what the search needs, and stop.")] = False,
+) -> None:
+    """Breed several fine-tunes of one model into a better one, and report it on data that the search never saw. Running it again continues."""
+    from lmfuse.evolve_recipe import command
+    from lmfuse.workspace import cache_folder
+
+    command.evolve(recipe, out, cache=cache_folder(cache), workers=workers, plan_only=check)
+
+
+@app.command()
 def evaluate(
     models: Annotated[list[str], typer.Argument(help="Models: folders or hub names. Each is compared with the first.", show_default=False)],
     text: Annotated[list[Path], typer.Option(help="Text files (.txt, .jsonl, .parquet); each is a domain.", show_default=False)],
