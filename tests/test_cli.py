@@ -35,6 +35,7 @@ def test_help_names_every_command():
         "train",
         "answer",
         "merge",
+        "statistics",
         "evolve",
         "generate",
         "chat",

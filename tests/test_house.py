@@ -34,6 +34,7 @@ EDGE = (
     "inputs",
     "merge_recipe",
     "evolve_recipe",
+    "statistics_command",
     "mergekit_yaml",
 )
 IMPURE = {"transformers", "datasets", "tokenizers", "pathlib", "logging", "os", "accelerate", "safetensors", "huggingface_hub"}

@@ -157,6 +157,24 @@ def merge(
 
 
 @app.command()
+def statistics(
+    model: Annotated[str, typer.Argument(help="A model that will be merged: folder or hub name.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder of its statistics.", show_default=False)],
+    text: Annotated[Path, typer.Option(help="Text to collect them on (.txt, .jsonl, .parquet).", show_default=False)],
+    kind: Annotated[str, typer.Option(help="fisher (for the method fisher) or gram (for reg_mean).")] = "fisher",
+    field: Annotated[str, typer.Option(help="Field of a record, or a template of fields.")] = "{text}",
+    limit: Annotated[int, typer.Option(min=1, help="Windows of the text, drawn by their content.")] = 1000,
+    window_tokens: Annotated[int, typer.Option(min=16, help="Longest window in tokens.")] = 256,
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda:1.")] = "auto",
+) -> None:
+    """Collect what fisher and reg_mean merging ask of a model: how much its numbers matter to it, or what its layers are given."""
+    from lmfuse import statistics_command as command
+
+    command.collect(model, out, text, kind=kind, field=field, limit=limit, window_tokens=window_tokens, dtype=dtype, device=device)
+
+
+@app.command()
 def evolve(
     recipe: RecipeArgument,
     out: OutOption = None,
