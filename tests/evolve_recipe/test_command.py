@@ -189,6 +189,7 @@ def test_bad_input_ends_with_2_and_one_line_before_anything_is_made(here):
         "no such file": {"text": {"divided": [{"domain": "x", "path": "z.jsonl"}]}},
         "also stand in earlier parts": {"text": {part: [{"domain": "x", "path": "x.jsonl"}] for part in ("evolve", "select", "report")}},
         "method.name: unknown 'de'": {"method": {"name": "de"}},
+        "express: fisher: no statistics": {"genes": "layer", "express": {"name": "fisher"}},
         "models/none": {"parents": [tune, {"model": "models/none", "dtype": "float32"}]},
     }
     for message, changes in wrong.items():

@@ -258,9 +258,10 @@ def _check_sources(recipe: MergeRecipe) -> None:
     for where, part in parts(recipe):
         sources = recipe.sources_of(part)
         present = recipe.labels if part is None else [source.model for source in part.sources]
-        informed = isinstance(recipe.method, Informed) and bool(recipe.statistics)
+        method = recipe.method
+        check = method.check_sources if isinstance(method, Informed) and recipe.statistics else method.check
         try:
-            (recipe.method.check_sources if informed else recipe.method.check)(len(sources), recipe.base in present)  # type: ignore[attr-defined]
+            check(len(sources), recipe.base in present)
         except ValueError as error:
             raise ValueError(f"{where}{error}") from None
         for name in (name for name, per_source in parameters_of(recipe.method.name).items() if per_source):
