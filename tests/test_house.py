@@ -39,6 +39,8 @@ EDGE = (
     "stages",
     "inputs",
     "merge_recipe",
+    "evolve_recipe",
+    "statistics_command",
     "mergekit_yaml",
 )
 IMPURE = {"transformers", "datasets", "tokenizers", "pathlib", "logging", "os", "accelerate", "safetensors", "huggingface_hub"}
