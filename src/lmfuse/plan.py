@@ -147,12 +147,9 @@ def _judge(inputs: Inputs, needs: tuple[ModelNeeds, ...]) -> Plan:
                 hint="lower train.batch_documents or rows.batch_tokens, or set train.gradient_checkpointing",
             )
         )
-    for check in (
-        partial(_refuse_wide_rows, recipe, needs),
-        partial(_refuse_same_sources, inputs),
-        partial(_refuse_device, recipe),
-        *answer_checks(inputs),
-    ):
+    checks: list[Callable[[], Any]] = [partial(_refuse_wide_rows, recipe, needs), partial(_refuse_same_sources, inputs)]
+    checks += [partial(_refuse_device, recipe), *answer_checks(inputs)]
+    for check in checks:
         problems.attempt(check)
     fits = judged_fits(inputs)
     for found in fits:
