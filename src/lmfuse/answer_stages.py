@@ -61,7 +61,7 @@ class AnswerStages:
 
     def __init__(self, inputs: Inputs, space: Workspace, console: Console, device: str, load: Callable[[ModelSpec], LanguageModel]) -> None:
         self.inputs, self.space, self.console, self.device = inputs, space, console, device
-        self.asking = Asking(space, console, load, inputs.recipe.evaluate.batch_tokens)
+        self.asking = Asking(space, console, load)
         self._elected: dict[tuple[str, ...], Elected] = {}
 
     @property

@@ -19,6 +19,8 @@ from lmfuse.models import LanguageModel, ModelSpec
 from lmfuse.questions import questions_key
 from lmfuse.workspace import ARTEFACT_VERSION, Workspace
 
+COST_BATCH_TOKENS = 4096  # padded tokens of a batch in which a model reads its own answers; fixed, because it moves the last digits
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -50,10 +52,10 @@ class Respondent:
 
 
 class Asking:
-    """Lets models answer questions. ``load`` reads a model's weights; ``batch_tokens`` is of the batches in which it reads its own answers."""
+    """Lets models answer questions. ``load`` reads a model's weights."""
 
-    def __init__(self, space: Workspace, console: Console, load: Callable[[ModelSpec], LanguageModel], batch_tokens: int) -> None:
-        self.space, self.console, self.load, self.batch_tokens = space, console, load, batch_tokens
+    def __init__(self, space: Workspace, console: Console, load: Callable[[ModelSpec], LanguageModel]) -> None:
+        self.space, self.console, self.load = space, console, load
 
     def folder(self, who: Respondent, cases: Sequence[Case], writing: Answering) -> Path:
         """Return where a model's answers are, written or not."""
@@ -85,7 +87,7 @@ class Asking:
                 found = {waiting[place]: Reply(answer.text, answer.finished, answer.num_tokens) for place, answer in batch}
                 _add_batch(journal, found)
                 replies |= found
-        replies = _with_costs(model, cases, replies, self.batch_tokens)
+        replies = _with_costs(model, cases, replies)
         lines = [json.dumps({"id": case.id, **asdict(replies[case.id])}, ensure_ascii=False) for case in cases]
         write_atomic(publication.path / "answers.jsonl", ("\n".join(lines) + "\n").encode())
         publication.drop(journal.name)
@@ -115,13 +117,13 @@ def _add_batch(journal: Path, replies: Mapping[str, Reply]) -> None:
         file.write(json.dumps({name: asdict(reply) for name, reply in replies.items()}) + "\n")
 
 
-def _with_costs(model: LanguageModel, cases: Sequence[Case], replies: Mapping[str, Reply], batch_tokens: int) -> dict[str, Reply]:
+def _with_costs(model: LanguageModel, cases: Sequence[Case], replies: Mapping[str, Reply]) -> dict[str, Reply]:
     """Return replies with what the model's own words cost it."""
     said = {case.id: case.answered(replies[case.id].text) for case in cases if replies[case.id].text}
     encodings = model.tokenizer.try_encode_many(list(said.values()))
     fits = [
         name for name, each in zip(said, encodings, strict=True) if not isinstance(each, Unfit) and len(each.ids) <= model.context
     ]  # fmt: skip
-    scores = score_documents(model, [said[name] for name in fits], batch_tokens=batch_tokens, turn_ends=False) if fits else []
+    scores = score_documents(model, [said[name] for name in fits], batch_tokens=COST_BATCH_TOKENS, turn_ends=False) if fits else []
     costs = {name: score.nll_nats / score.num_bytes for name, score in zip(fits, scores, strict=True) if score.num_bytes}
     return {name: replace(reply, nats_per_byte=costs.get(name)) for name, reply in replies.items()}

@@ -135,8 +135,9 @@ class Stages:
         return sources, counters
 
     def truth_winners(self, job: Job) -> dict[str, str]:
-        """Return for each training question which teacher of a job is least surprised, per byte, by the ground truth."""
-        judging = replace(job, arm=job.arm.model_copy(update={"fuse": MinCE(judge="training_text", no_teacher=False)}))
+        """Return for each training question which teacher of a job is least surprised by the ground truth: per byte, or as its ``fuse`` has it."""
+        fuse = job.arm.fuse if isinstance(job.arm.fuse, MinCE) else MinCE()
+        judging = replace(job, arm=job.arm.model_copy(update={"fuse": replace(fuse, judge="training_text", no_teacher=False)}))
         teacher, asked = self.teacher(judging), {case.id for case in self.answering.cases}
         assert teacher is not None, "an arm that reads answers has teachers"
         costs = {window.id: np.array(teacher.scores(window)) for window in self.corpus.splits["train"] if window.id in asked}
