@@ -11,7 +11,7 @@ from rich.table import Table
 from lmfuse.artefacts import write_atomic
 from lmfuse.console import Console
 from lmfuse.evolution.outcome import Outcome
-from lmfuse.evolution.run import WINNER
+from lmfuse.evolution.run import WINNER, About
 from lmfuse.evolution.run import evolve as search
 from lmfuse.evolve_recipe import load_evolve_recipe
 from lmfuse.evolve_recipe.plan import Prepared, prepare
@@ -34,13 +34,19 @@ def evolve(recipe: Path, out: Path | None, *, cache: Path, workers: int, plan_on
     if plan_only:
         console.say("nothing stands in the way", style="green")
         return None
+    reports: list[dict[str, Any]] = []
+
+    def about(found: Outcome) -> About:
+        reports.append(make_report(prepared, found))
+        return card(prepared, found, reports[0])
+
     turns = loaded.generations * loaded.settings.population(len(loaded.parents))
     with console.task("evolve", turns, "children") as advance:
         outcome = search(
             loaded.settings, prepared.parents, prepared.fitness, prepared.data.splits, place, workers=workers,
-            progress=lambda _: advance(1), about=lambda found: card(prepared, found),
+            progress=lambda _: advance(1), about=about,
         )  # fmt: skip
-    report = make_report(prepared, outcome)
+    (report,) = reports
     write_atomic(place / "recipe.yaml", loaded.to_yaml().encode())
     (place / "report").mkdir(exist_ok=True)
     write_atomic(place / "report" / "report.json", (json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())

@@ -132,9 +132,9 @@ def _own_shares(each: Genome, known: Mapping[str, Mapping[int, float]]) -> Mappi
     return dict(found)
 
 
-def card(prepared: Prepared, outcome: Outcome) -> About:
-    """Return what the winner's card says of the search."""
-    recipe, report = prepared.recipe, make_report(prepared, outcome)
+def card(prepared: Prepared, outcome: Outcome, report: Mapping[str, Any]) -> About:
+    """Return what the winner's card says of the search and its report."""
+    recipe = prepared.recipe
     who = f"It is the parent {outcome.is_parent}: no child was better." if outcome.is_parent else _bred(outcome)
     macro = ", ".join(f"{arm} {values['macro']:.4f}" for arm, values in report["arms"].items())
     notes = (

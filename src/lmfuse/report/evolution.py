@@ -18,13 +18,13 @@ def render(report: Mapping[str, Any]) -> str:
         loader=PackageLoader("lmfuse.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     run, metric = report["run"], report["metric"]
-    name, _, more = METRICS[metric]
+    name, things, more = METRICS[metric]
     parents = [source["name"] for source in run["sources"]]
     first = {parent: run["scores"][parent][0] for parent in parents if run["scores"].get(parent, [None])[0] is not None}
     figures = {
         "generations": evolution_plots.generations(run["steps"], first, name, 1 if more else -1),
         "arms": plots.arms_by_domain(report, metric_name(report).rstrip(",")),
-        "intervals": plots.intervals([c for c in report["comparisons"] if c["domain"] == "macro"], name, 1 if more else -1),
+        "intervals": plots.intervals([c for c in report["comparisons"] if c["domain"] == "macro"], name, 1 if more else -1, things),
     }
     if len(run["tree"]) > 1:
         figures["family"] = evolution_plots.family(run["tree"])

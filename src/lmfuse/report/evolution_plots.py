@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 from lmfuse.report.plots import COLOURS, MARKERS, STYLE, as_svg
 
@@ -36,6 +37,7 @@ def generations(steps: Sequence[Sequence[Any]], parents: Mapping[str, float], na
         for index, (label, value) in enumerate(parents.items()):
             axis.plot(0, sign * value, MARKERS[index % 8], color=COLOURS[index % 8], markersize=6, label=label)
         axis.set(xlabel="generation (0: the parents)", ylabel=f"{name}, on the first split")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
         return as_svg(figure)
 
@@ -66,6 +68,7 @@ def family(tree: Sequence[Mapping[str, Any]]) -> str:
             if each["parent"] is not None:
                 axis.annotate(each["parent"], (x, y), xytext=(-8, 0), textcoords="offset points", ha="right", va="center", fontsize=8)
         axis.set(xlabel="generation (0: the parents)", yticks=[])
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.margins(x=0.25, y=0.15)
         axis.invert_yaxis()
         return as_svg(figure)

@@ -49,13 +49,14 @@ def arms_by_domain(report: Mapping[str, Any], measure: str = "bits per byte, low
         return as_svg(figure)
 
 
-def intervals(comparisons: Sequence[Mapping[str, Any]], name: str = "bits per byte", sign: int = -1) -> str:
+def intervals(comparisons: Sequence[Mapping[str, Any]], name: str = "bits per byte", sign: int = -1, things: str = "documents") -> str:
     """Return a forest plot of paired differences with 95% intervals.
 
     Args:
         comparisons: of a report.
         name: of the measure.
         sign: -1 where less is better: left of zero the first model is better then; 1 where more is.
+        things: what the interval is over.
     """
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(7.5, 0.34 * len(comparisons) + 1.0))
@@ -67,7 +68,7 @@ def intervals(comparisons: Sequence[Mapping[str, Any]], name: str = "bits per by
             axis.plot(found["mean"], row, {1: "o", -1: "X", 0: "s"}[kind], color=colour)
         axis.axvline(0, color="black", linewidth=1)
         labels = [f"{found['a']} - {found['b']}, {found['domain']}" for found in comparisons]
-        axis.set(yticks=range(len(comparisons)), yticklabels=labels, xlabel=f"difference in {name}, 95% interval over documents")
+        axis.set(yticks=range(len(comparisons)), yticklabels=labels, xlabel=f"difference in {name}, 95% interval over {things}")
         axis.invert_yaxis()
         return as_svg(figure)
 
