@@ -3,7 +3,7 @@
 ``--models`` holds Hugging Face folders named as in the recipe (stories15m, smollm2, gemma3, tinyllama, qwen_coder); ``--assets`` holds the text:
 ``gsm8k/{train,test}.jsonl``, ``humaneval/HumanEval.jsonl.gz``, ``wikitext2/{valid,test}.txt`` and ``fastchat/dummy_conversation.json``; code
 comes from the running Python's standard library.
-``fusechat-real`` also needs ``--answers``: a folder with what its sources answered to MT-Bench's questions, one ``NAME.jsonl`` each, as
+``fusechat-real`` and ``profuser-real`` also need ``--answers``: a folder with what their sources answered to MT-Bench's questions, one ``NAME.jsonl`` each, as
 ``lmfuse answer DIR/qwen_coder ASSETS/fastchat/mt_bench/question.jsonl --out ANSWERS/qwen_coder.jsonl`` writes it; every third question is for
 evaluation. Everything is run through ``lmfuse run``; the report is copied to ``benchmarks/results/NAME.json``, with the version of Python
 whose library was read.

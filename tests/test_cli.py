@@ -27,7 +27,24 @@ def here(laid_out, tmp_path):
 def test_help_names_every_command():
     code, text = lmfuse("--help")
     assert code == 0
-    for command in ("plan", "run", "collect", "align", "train", "answer", "merge", "generate", "chat", "serve", "evaluate", "report", "methods", "demo"):
+    for command in (
+        "plan",
+        "run",
+        "collect",
+        "align",
+        "train",
+        "answer",
+        "merge",
+        "statistics",
+        "evolve",
+        "generate",
+        "chat",
+        "serve",
+        "evaluate",
+        "report",
+        "methods",
+        "demo",
+    ):
         assert command in text
 
 

@@ -13,6 +13,11 @@ GROUND = ("errors", "types", "__init__")
 EDGE = (
     "catalogue",
     "answers",
+    "answer_stages",
+    "asking",
+    "tasks",
+    "jobs",
+    "modes",
     "generate_batch",
     "generate_command",
     "arms",
@@ -20,6 +25,7 @@ EDGE = (
     "pipeline",
     "cli",
     "plan",
+    "plan_answers",
     "demo",
     "doctor",
     "compare",
@@ -33,6 +39,8 @@ EDGE = (
     "stages",
     "inputs",
     "merge_recipe",
+    "evolve_recipe",
+    "statistics_command",
     "mergekit_yaml",
 )
 IMPURE = {"transformers", "datasets", "tokenizers", "pathlib", "logging", "os", "accelerate", "safetensors", "huggingface_hub"}

@@ -30,6 +30,11 @@ def changed(path: str, value: object) -> dict:
         ),
         ("align", {"name": "bytelaw"}, "did you mean 'byte_law'"),
         ("arms", ["clm", "fussed"], "did you mean 'fused'"),
+        (
+            "merges",
+            [{"name": "f", "of": ["fused", "self"], "method": {"name": "fisher"}}],
+            "merges.f: fisher: no statistics, expected those of",
+        ),
         ("train.lerning_rate", 1e-3, r"train.lerning_rate: unknown 'lerning_rate'; did you mean 'learning_rate'\?"),
         ("sorces", [], "sorces: unknown 'sorces'; did you mean 'sources'"),
         ("text.train.0.pth", "x", "did you mean 'path'"),

@@ -7,13 +7,14 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from lmfuse.align.byte_law import ByteLaw
 from lmfuse.align.dtw import Dtw
 from lmfuse.catalogue import FAMILIES, AlignMethod, FuseMethod, LossMethod, MergeMethod
 from lmfuse.errors import did_you_mean
 from lmfuse.fuse.min_ce import MinCE
+from lmfuse.lessons import INFERENCE, PROGRESSIVE, REVERSED, SIMULTANEOUS, SMOOTH, Lesson, Optimizer, check_lessons, from_beta
 from lmfuse.losses.cross_entropy import CrossEntropy
 from lmfuse.losses.kl import KL
 from lmfuse.merge_recipe import MergeModel, MergeRecipe, takes_base
@@ -36,6 +37,10 @@ class Arm(BaseModel):
         include_target: whether the target's own rows compete as one more source, as published.
         learning_rate: instead of the one found for plain training.
         clm_weight: per domain, instead of the loss's own.
+        lessons: which text weighs what, one lesson after the other: the ground truth, and the answers that the recipe's ``answers`` elects. None:
+            the ground truth alone.
+        optimizer: ``fresh``: each lesson is a training of its own, with its own schedule and moments, that begins with the model of the one
+            before; ``continued``: one training for all of them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +53,25 @@ class Arm(BaseModel):
     include_target: bool = False
     learning_rate: Rate | None = None
     clm_weight: dict[str, Share] = {}
+    lessons: tuple[Lesson, ...] = ()
+    optimizer: Optimizer = "fresh"
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _beta(cls, loss: Any) -> Any:
+        return from_beta(loss)
+
+    @model_validator(mode="after")
+    def _has_lessons(self) -> Arm:
+        check_lessons(self.lessons)
+        if self.lessons and self.teacher == "none":
+            raise ValueError("lessons need a teacher; plain continued training has none")
+        return self
+
+    @property
+    def reads_answers(self) -> bool:
+        """Return whether it learns from the teachers' own answers."""
+        return any(lesson.reads_answers for lesson in self.lessons)
 
 
 class MergedArm(BaseModel):
@@ -76,8 +100,17 @@ WORDS: Mapping[str, str] = {
     "pairwise": "one arm per source, `pair-NAME`: that source and the target's own rows, fused; FuseChat's first step (arXiv:2408.07990). MinCE then judges "
     "each training text by itself, as published, whatever `fuse` says of judge and no_teacher",
     "all_at_once": "all sources and the target's own rows, fused in the same way: what `pairwise` and a merge are compared with",
+    "training_mode": "ProFuser's first half (arXiv:2408.04998): as `all_at_once`, the model that is least surprised by the ground truth teaches it",
+    "inference_mode": "its second half alone: all of them answer, judges elect the best answer, and its author's rows over it teach; no ground truth",
+    "simultaneous": "both at once, with equal weights",
+    "reversed": "ground truth first, then answers with a tenth of it",
+    "progressive": "ProFuser as published: answers first, then ground truth with a tenth of the answers",
+    "progressive_smooth": "the same as a ramp: the ground truth rises from 0 to 1, the answers fall from 1 to 0.1",
     "paper": "FuseLLM as published (arXiv:2401.10491): DTW and MinED, per-token MinCE with the target among the sources, lambda 0.9",
 }
+LESSONS: Mapping[str, tuple[Lesson, ...]] = {
+    "inference_mode": INFERENCE, "simultaneous": SIMULTANEOUS, "reversed": REVERSED, "progressive": PROGRESSIVE, "progressive_smooth": SMOOTH,
+}  # fmt: skip
 TEACHERS = ("none", "self", "sources", "best_single")
 MERGES = tuple(str(vars(member)["name"]) for family in FAMILIES if family.key == "merge" for member in family.members)
 
@@ -116,6 +149,8 @@ def resolve_arms(given: Sequence[str | Arm], sources: Sequence[str], methods: Ma
         "pairwise": [Arm(name=pair_name(source), teacher=source, include_target=True, **paired) for source in sources],
         "all_at_once": [Arm(name="all_at_once", include_target=True, **paired)],
         "paper": [PAPER],
+        "training_mode": [Arm(name="training_mode", include_target=True, **paired)],
+        **{word: [Arm(name=word, include_target=True, lessons=lessons, **paired)] for word, lessons in LESSONS.items()},
     }
     arms = [arm for each in given for arm in (known[each] if isinstance(each, str) else [each])]
     plain = [arm for arm in arms if arm.name == "clm"] or known["clm"]

@@ -43,11 +43,13 @@ from lmfuse.losses.projected_kl import ProjectedKL
 from lmfuse.losses.uld import Uld
 from lmfuse.merge.dare import Dare
 from lmfuse.merge.della import Della
+from lmfuse.merge.fisher import Fisher
 from lmfuse.merge.karcher import Karcher
 from lmfuse.merge.linear import Linear
 from lmfuse.merge.model_stock import ModelStock
 from lmfuse.merge.multislerp import MultiSlerp
 from lmfuse.merge.passthrough import Passthrough
+from lmfuse.merge.reg_mean import RegMean
 from lmfuse.merge.sce import Sce
 from lmfuse.merge.slerp import Slerp
 from lmfuse.merge.task_arithmetic import TaskArithmetic
@@ -59,7 +61,7 @@ AlignMethod = Annotated[ByteLaw | Join | Dtw, Field(discriminator="name")]
 FuseMethod = Annotated[MinCE | AvgCE | Uniform | Posterior, Field(discriminator="name")]
 LossMethod = Annotated[KL | CrossEntropy | ChunkLikelihood | Uld | ProjectedKL, Field(discriminator="name")]
 MergeMethod = Annotated[
-    Linear | Slerp | MultiSlerp | Karcher | TaskArithmetic | Ties | Dare | Della | ModelStock | Varm | Sce | Passthrough,
+    Linear | Slerp | MultiSlerp | Karcher | TaskArithmetic | Ties | Dare | Della | ModelStock | Varm | Sce | Fisher | RegMean | Passthrough,
     Field(discriminator="name"),
 ]
 DecodeMethod = Annotated[Cool | Rerank | CoolRerank | ByteMixture | Unite | PackLLM | Safe, Field(discriminator="name")]

@@ -157,6 +157,39 @@ def merge(
 
 
 @app.command()
+def statistics(
+    model: Annotated[str, typer.Argument(help="A model that will be merged: folder or hub name.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder of its statistics.", show_default=False)],
+    text: Annotated[Path, typer.Option(help="Text to collect them on (.txt, .jsonl, .parquet).", show_default=False)],
+    kind: Annotated[str, typer.Option(help="fisher (for the method fisher) or gram (for reg_mean).")] = "fisher",
+    field: Annotated[str, typer.Option(help="Field of a record, or a template of fields.")] = "{text}",
+    limit: Annotated[int, typer.Option(min=1, help="Windows of the text, drawn by their content.")] = 1000,
+    window_tokens: Annotated[int, typer.Option(min=16, help="Longest window in tokens.")] = 256,
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda:1.")] = "auto",
+) -> None:
+    """Collect what fisher and reg_mean merging ask of a model: how much its numbers matter to it, or what its layers are given."""
+    from lmfuse import statistics_command as command
+
+    command.collect(model, out, text, kind=kind, field=field, limit=limit, window_tokens=window_tokens, dtype=dtype, device=device)
+
+
+@app.command()
+def evolve(
+    recipe: RecipeArgument,
+    out: OutOption = None,
+    cache: CacheOption = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that judge children; they change nothing but the time.")] = 1,
+    check: Annotated[bool, typer.Option("--plan", help="Check everything, say what the search needs, and stop.")] = False,
+) -> None:
+    """Breed several fine-tunes of one model into a better one, and report it on data that the search never saw. Running it again continues."""
+    from lmfuse.evolve_recipe import command
+    from lmfuse.workspace import cache_folder
+
+    command.evolve(recipe, out, cache=cache_folder(cache), workers=workers, plan_only=check)
+
+
+@app.command()
 def evaluate(
     models: Annotated[list[str], typer.Argument(help="Models: folders or hub names. Each is compared with the first.", show_default=False)],
     text: Annotated[list[Path], typer.Option(help="Text files (.txt, .jsonl, .parquet); each is a domain.", show_default=False)],

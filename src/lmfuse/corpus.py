@@ -21,6 +21,11 @@ from lmfuse.windows import fit_windows, origin_of
 SPLITS = ("train", "held_out", "evaluation")
 
 
+def documents_key(documents: Sequence[Document]) -> str:
+    """Return the identity of some documents, in order, and the domains they count for."""
+    return content_key([[document.id, document.domain] for document in documents])
+
+
 @dataclass(frozen=True)
 class Corpus:
     """Windows by split, and what was dropped on the way: how often, and of conversations by name."""
@@ -31,7 +36,7 @@ class Corpus:
 
     def key(self, split: str) -> str:
         """Return the identity of a split: its windows, in order, and the domains they count for."""
-        return content_key([[document.id, document.domain] for document in self.splits[split]])
+        return documents_key(self.splits[split])
 
     @cached_property
     def evaluation_units(self) -> dict[str, str]:
@@ -52,6 +57,12 @@ def _read(specs: Sequence[TextSpec], base: Path, counters: Counter[str], unfit: 
     return documents
 
 
+def window_limits(text: Text, contexts: Sequence[int]) -> list[int]:
+    """Return the most tokens of each model, the target first, that a window may have."""
+    counts = [place == 0 or text.windows_by == "all" for place in range(len(contexts))]
+    return [min(text.window_tokens, context) if count else context for context, count in zip(contexts, counts, strict=True)]
+
+
 def prepare_corpus(text: Text, base: Path, tokenizers: Sequence[ByteTokenizer], contexts: Sequence[int]) -> Corpus:
     """Read all text of a recipe and cut it into windows of at most ``text.window_tokens`` tokens of every tokenizer, or of the first alone.
 
@@ -66,8 +77,7 @@ def prepare_corpus(text: Text, base: Path, tokenizers: Sequence[ByteTokenizer], 
     evaluation = _read(text.evaluation, base, read["evaluation"], unfit)
     refuse_overlap(train, evaluation, max_share=text.max_overlap)
     kept, held_out = split_held_out(train, text.held_out, seed=text.seed)
-    counts = [place == 0 or text.windows_by == "all" for place in range(len(contexts))]
-    limits = [min(text.window_tokens, context) if count else context for context, count in zip(contexts, counts, strict=True)]
+    limits = window_limits(text, contexts)
     splits: dict[str, tuple[Document, ...]] = {}
     counters = {f"{side}_documents_{name}": count for side, found in read.items() for name, count in found.items()}
     counters["train_documents_duplicate"] = dropped

@@ -6,7 +6,7 @@ Running the same recipe again continues where it stopped; what exists is reused,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -15,18 +15,23 @@ from typing import Any
 from lmfuse import __version__
 from lmfuse.arms import Arm
 from lmfuse.artefacts import content_key, write_atomic
+from lmfuse.asking import Respondent
 from lmfuse.console import Console
 from lmfuse.doctor.fit import spread
 from lmfuse.errors import InputError, did_you_mean
 from lmfuse.evaluate.paired import by_unit, macro_bits_per_byte
 from lmfuse.fuse.uniform import Uniform
 from lmfuse.inputs import Inputs
+from lmfuse.jobs import Job, TrainedModel
 from lmfuse.limits import refuse_lossy, refuse_misfit
+from lmfuse.modes import compare_modes
 from lmfuse.plan import Plan, judged_fits, make_plan, teachers_of
-from lmfuse.recipe import Recipe, load_recipe
+from lmfuse.questions import questions_of
+from lmfuse.recipe import Recipe, Task, load_recipe
 from lmfuse.release import comparisons_of_interest, release, tell
 from lmfuse.results import RunResults, mean_over_seeds, nats_per_byte_by_domain
-from lmfuse.stages import Job, Stages, TrainedModel
+from lmfuse.stages import Stages
+from lmfuse.tasks import failures, task_questions, task_result
 from lmfuse.teacher import domains_where_better, survey
 from lmfuse.types import DocumentScore
 from lmfuse.workspace import Workspace, open_workspace
@@ -85,8 +90,13 @@ class Pipeline:
         results.sources, counted = self._survey()
         results.counters = dict(self.inputs.corpus.counters) | self.counters | counted | self._merge_counters()
         results.run = self._describe(planned)
+        if self.answering_job is not None:
+            results.run["answers"] = self._modes(self.answering_job)
+            results.counters |= self.stages.answering.elected(self.answering_job.teachers).counters
         made = [shown(name) for name in (*self.arms, *self.merges)]
         pairs = comparisons_of_interest(made, self.sources, shown(self.recipe.result), shown("clm"), shown("target"))
+        if self.recipe.evaluate.tasks:
+            results.run["tasks"] = [self._task(task, pairs) for task in self.recipe.evaluate.tasks]
         report = results.report(pairs, samples=self.recipe.evaluate.bootstrap_samples, seed=self.recipe.evaluate.seed)
         result = self._made(self.recipe.result, self.recipe.seeds[0])
         page = release(self.space.run, report, result.folder, self.recipe.to_yaml())
@@ -274,6 +284,36 @@ class Pipeline:
             }
             counted |= {f"{part}_{name}": count for name, count in counters.items()}
         return found, counted
+
+    @cached_property
+    def answering_job(self) -> Job | None:
+        """Return the training that answers are reported of: the result's, or that of the first arm that learns from answers; None: there are none."""
+        reading = [arm for arm in self.arms.values() if arm.reads_answers]
+        reading.sort(key=lambda arm: arm.name != self.recipe.result)
+        return self.job(reading[0], self.recipe.seeds[0]) if reading else None
+
+    def _modes(self, job: Job) -> dict[str, Any]:
+        """Return which teacher wins how often by the ground truth and by what it says, under the names of the report."""
+        answering = self.stages.answering
+        windows = {case.id: case.truth for case in questions_of(self.inputs.corpus.splits["train"])}
+        found = compare_modes(answering.cases, self.stages.truth_winners(job), answering.election(job.teachers), windows)
+        named = {self.recipe.shown(label) if label == "target" else label: source for label, source in found["by_source"].items()}
+        return found | {"by_source": named}
+
+    def _task(self, task: Task, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+        """Let every model answer the questions of a task and return what the report says of it."""
+        shown, answering = self.recipe.shown, self.stages.answering
+        cases = task_questions(task, self.inputs.corpus.splits["evaluation"])
+        asked = {shown(label) if label == "target" else label: [answering.respondent(label)] for label in self.inputs.specs}
+        for name in (*self.arms, *self.merges):
+            made = [self._made(name, seed) for seed in self.recipe.seeds]
+            reader = self.inputs.tokenizer("target").key
+            asked[shown(name)] = [Respondent(shown(name), model.spec, model.folder.name, reader) for model in made]
+        failed = {
+            name: [failures(task, cases, answering.asking.replies(who, cases, task.writing)) for who in each]
+            for name, each in asked.items()
+        }
+        return task_result(task, failed, pairs, self.recipe.evaluate)
 
     def _describe(self, planned: Plan) -> dict[str, Any]:
         """Return what a reader of report.json needs to judge and to repeat the run; nothing that differs between two equal runs."""

@@ -21,6 +21,7 @@ from lmfuse.limits import Fit, refuse_misfit
 from lmfuse.memory import available_memory
 from lmfuse.model_facts import UNLIMITED_CONTEXT
 from lmfuse.models import checked_device
+from lmfuse.plan_answers import answer_checks, answer_disk, answer_memory
 from lmfuse.recipe import Recipe
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -120,7 +121,7 @@ def _model_needs(label: str, inputs: Inputs) -> ModelNeeds:
 
 def _judge(inputs: Inputs, needs: tuple[ModelNeeds, ...]) -> Plan:
     recipe, corpus, problems = inputs.recipe, inputs.corpus, _Problems()
-    disk, memory = _disk_needed(recipe, needs), _memory_needed(inputs, needs)
+    disk, memory = _disk_needed(inputs, needs), _memory_needed(inputs, needs)
     fetch = sum(model.fetch_bytes for model in needs)
     if fetch and _same_disk(inputs.cache, hub_cache()):
         disk, fetch = disk + fetch, 0
@@ -146,7 +147,12 @@ def _judge(inputs: Inputs, needs: tuple[ModelNeeds, ...]) -> Plan:
                 hint="lower train.batch_documents or rows.batch_tokens, or set train.gradient_checkpointing",
             )
         )
-    for check in (partial(_refuse_wide_rows, recipe, needs), partial(_refuse_same_sources, inputs), partial(_refuse_device, recipe)):
+    checks: list[Callable[[], Any]] = [
+        partial(_refuse_wide_rows, recipe, needs),
+        partial(_refuse_same_sources, inputs),
+        partial(_refuse_device, recipe),
+    ]
+    for check in (*checks, *answer_checks(inputs)):
         problems.attempt(check)
     fits = judged_fits(inputs)
     for found in fits:
@@ -186,14 +192,15 @@ def _refuse_device(recipe: Recipe) -> None:
         checked_device(recipe.device)
 
 
-def _disk_needed(recipe: Recipe, needs: tuple[ModelNeeds, ...]) -> int:
-    """Return the bytes of all rows, all trained models and the two checkpoints that exist at a time."""
-    target = needs[0]
+def _disk_needed(inputs: Inputs, needs: tuple[ModelNeeds, ...]) -> int:
+    """Return the bytes of all rows and answers, all trained models and the two checkpoints that exist at a time."""
+    recipe, target = inputs.recipe, needs[0]
     row_bytes = {model.label: recipe.rows.k * (4 if model.vocab_size <= 65536 else 6) + 10 for model in needs}
     teachers = teachers_of(recipe)
     rows = sum(model.train_tokens * row_bytes[model.label] for model in needs if model.label in teachers)
     made = len(recipe.resolved_arms) + len(recipe.resolved_merges)
     runs = (made + max(len(recipe.learning_rates) - 1, 0)) * len(recipe.seeds)
+    rows += answer_disk(inputs, row_bytes, target.parameters * BYTES["float32"])
     return rows + (runs + 1) * target.memory_bytes + target.parameters * 12 * 2  # one more: the run's folder holds a copy of the result
 
 
@@ -203,7 +210,8 @@ def _memory_needed(inputs: Inputs, needs: tuple[ModelNeeds, ...]) -> int:
     step_tokens = settings.batch_documents * inputs.recipe.text.window_tokens
     kept = ACTIVATION_FLOATS * facts.hidden_size * (1 if settings.gradient_checkpointing else facts.num_layers)
     training = facts.parameters * TRAINING_BYTES_PER_WEIGHT + step_tokens * kept * BYTES[settings.precision]
-    return max(training, *(model.memory_bytes + inputs.recipe.rows.batch_tokens * 4 * 4096 for model in needs))
+    reading = inputs.recipe.rows.batch_tokens * 4 * 4096
+    return max(training, *(model.memory_bytes + max(reading, answer_memory(inputs, model.label)) for model in needs))
 
 
 def teachers_of(recipe: Recipe) -> set[str]:

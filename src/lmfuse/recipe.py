@@ -6,6 +6,7 @@ Every default is a value that a reader can see in ``recipe.yaml`` of the run's f
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,16 +14,22 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from lmfuse.align.byte_law import ByteLaw
+from lmfuse.answers import Answering
 from lmfuse.arms import MERGES, TEACHERS, WORDS, Arm, MergedArm, Rate, check_words, resolve_arms, resolve_merges
 from lmfuse.catalogue import AlignMethod, FuseMethod, LossMethod, misfit
 from lmfuse.errors import RecipeError, did_you_mean
 from lmfuse.fuse.min_ce import MinCE
+from lmfuse.judges.panel import Panel
+from lmfuse.judges.settings import JudgeMethod, Likelihood, UnitTests, Verifier, label_of
+from lmfuse.lessons import from_beta
 from lmfuse.limits import Limits
 from lmfuse.losses.kl import KL
 from lmfuse.models import ModelSpec
 from lmfuse.schema_errors import problems
 from lmfuse.text import TextSpec
 from lmfuse.train.settings import Training
+from lmfuse.vote.family import VoteMethod
+from lmfuse.vote.first_places import FirstPlaces
 from lmfuse.yaml_strict import dump_yaml, read_yaml
 
 NonNegative = Annotated[float, Field(ge=0, le=1)]
@@ -69,12 +76,86 @@ class RowSettings(_Section):
     shard_documents: int = Field(256, ge=1)
 
 
+class Task(_Section):
+    """Questions of one evaluated domain that every model answers by itself; the share of right answers is reported.
+
+    Attributes:
+        domain: of the evaluation text; its conversations ask.
+        verifier: what is right, as the judge ``verifier``: the final number by default.
+        limit: the most questions; 0: all.
+        max_new_tokens, batch_prompts: of the answers, which are the likeliest ones (temperature 0). One that is cut is judged as it stands.
+    """
+
+    domain: str
+    verifier: Verifier = Verifier()
+    limit: int = Field(0, ge=0)
+    max_new_tokens: int = Field(512, ge=1)
+    batch_prompts: int = Field(8, ge=1)
+
+    @property
+    def writing(self) -> Answering:
+        """Return how answers are written."""
+        return Answering(self.max_new_tokens, batch_prompts=self.batch_prompts)
+
+
 class Evaluation(_Section):
-    """How models are measured: padded tokens a batch, bootstrap samples of an interval and their seed."""
+    """How models are measured.
+
+    Attributes:
+        batch_tokens: padded tokens a batch.
+        bootstrap_samples, seed: of an interval.
+        tasks: questions that every model answers, beside bits per byte.
+    """
 
     batch_tokens: int = Field(8192, ge=16)
     bootstrap_samples: int = Field(10_000, ge=100)
     seed: int = 0
+    tasks: tuple[Task, ...] = ()
+
+
+class Answers(_Section):
+    """How the teachers answer the training questions, and who says which answer is the best one.
+
+    A question is what stands before the last trained answer of a training window that is a conversation; that answer is the ground truth.
+
+    Attributes:
+        judges: who scores answers, see docs/judges.md.
+        vote: how their scores become one decision.
+        max_new_tokens, batch_prompts, temperature, seed: of the answers, as for ``lmfuse answer``.
+        cut: whether an answer that met the limit of tokens is no candidate (``leave_out``), or one as it is (``keep``).
+        truth_domains: the domains whose ground truth judges may compare answers with (``verifier``); by default all.
+        batch_questions: questions that a judge hears at a time; an interrupted run repeats such a batch at most.
+    """
+
+    judges: tuple[JudgeMethod, ...] = Field(min_length=1)
+    vote: VoteMethod = FirstPlaces()
+    max_new_tokens: int = Field(512, ge=1)
+    batch_prompts: int = Field(8, ge=1)
+    temperature: float = Field(0.0, ge=0, le=10)
+    seed: int = 0
+    cut: Literal["leave_out", "keep"] = "leave_out"
+    truth_domains: tuple[str, ...] = ()
+    batch_questions: int = Field(64, ge=1)
+
+    @model_validator(mode="after")
+    def _judges_fit(self) -> Answers:
+        for judge in self.judges:
+            if isinstance(judge, UnitTests):
+                raise ValueError(
+                    f"judges: {label_of(judge)} has nothing to run: training conversations carry no tests; choose another judge"
+                )
+        assert self.panel
+        return self
+
+    @property
+    def panel(self) -> Panel:
+        """Return the judges and their vote."""
+        return Panel(self.judges, self.vote, self.batch_questions)
+
+    @property
+    def writing(self) -> Answering:
+        """Return how answers are written."""
+        return Answering(self.max_new_tokens, self.temperature, self.batch_prompts, self.seed)
 
 
 class Recipe(_Section):
@@ -84,10 +165,11 @@ class Recipe(_Section):
         learning_rates: tried for plain continued training; the one best on held-out text serves every arm that names none.
         seeds: every arm is trained once per seed; a document's value is the mean over them.
         sources_used: ``auto`` leaves out sources that do not beat the CLM-trained target on held-out text in any domain.
-        arms: words (``clm``, ``self``, ``fused``, ``best_single``, ``pairwise``, ``all_at_once``, ``paper``) or arms in full; ``clm`` always
-            takes part.
+        arms: words (``clm``, ``self``, ``fused``, ``best_single``, ``pairwise``, ``all_at_once``, ``paper``, and for conversations ``training_mode``,
+            ``inference_mode``, ``simultaneous``, ``reversed``, ``progressive``, ``progressive_smooth``) or arms in full; ``clm`` always takes part.
         merges: models merged from trained arms, the target being their base: the name of a merge method, or a merge in full.
         called: what the report calls the ``target`` and plain training (``clm``), such as ``pivot`` and ``sft``.
+        answers: how teachers answer and are judged; needed where an arm learns from their answers.
         result: the arm or merge that becomes the run's model.
     """
 
@@ -107,10 +189,16 @@ class Recipe(_Section):
     arms: tuple[str | Arm, ...] = ("clm", "self", "fused")
     merges: tuple[str | MergedArm, ...] = ()
     called: dict[Literal["target", "clm"], str] = {}
+    answers: Answers | None = None
     result: str = "fused"
     evaluate: Evaluation = Evaluation()
     limits: Limits = Limits()
     device: str = "auto"
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _beta(cls, loss: Any) -> Any:
+        return from_beta(loss)
 
     @field_validator("arms", mode="before")
     @classmethod
@@ -148,7 +236,26 @@ class Recipe(_Section):
                 raise ValueError(f"arms.{arm.name}: {problem}")
             for domain in arm.clm_weight.keys() - domains:
                 raise ValueError(f"clm_weight: {did_you_mean(domain, domains)}")
+        self._check_answers(["target", *names], domains)
+        evaluated = {spec.domain for spec in self.text.evaluation}
+        for task in self.evaluate.tasks:
+            if task.domain not in evaluated:
+                raise ValueError(f"evaluate.tasks: {did_you_mean(task.domain, evaluated)}")
         return self
+
+    def _check_answers(self, labels: Sequence[str], domains: Iterable[str]) -> None:
+        """Raise ValueError where an arm needs answers that the recipe does not describe, or they name what is not there."""
+        if self.answers is None:
+            if needing := next((arm.name for arm in self.resolved_arms if arm.reads_answers), None):
+                raise ValueError(f"arms.{needing}: learns from answers; add a section `answers` that says who judges them")
+            return
+        for domain in self.answers.truth_domains:
+            if domain not in domains:
+                raise ValueError(f"answers.truth_domains: {did_you_mean(domain, domains)}")
+        for judge in self.answers.judges:
+            for name in judge.sources if isinstance(judge, Likelihood) else ():
+                if name not in labels:
+                    raise ValueError(f"answers.judges.{label_of(judge)}.sources: {did_you_mean(name, labels)}")
 
     @property
     def resolved_arms(self) -> tuple[Arm, ...]:

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lmfuse.aids import load_aids
-from lmfuse.arms import Arm, MergedArm, merge_recipe_of
+from lmfuse.align.pair import Pair
+from lmfuse.answer_stages import AnswerStages
+from lmfuse.arms import MergedArm, merge_recipe_of
 from lmfuse.artefacts import content_key, is_complete, publish, read_manifest, write_atomic
 from lmfuse.collect import collect
 from lmfuse.console import Console
-from lmfuse.corpus import Corpus
+from lmfuse.corpus import Corpus, documents_key
 from lmfuse.errors import InputError
 from lmfuse.evaluate.bits_per_byte import score_documents
 from lmfuse.evaluate.paired import bits_per_byte_by_domain
+from lmfuse.fuse.min_ce import MinCE
 from lmfuse.inputs import Inputs
+from lmfuse.jobs import Job, TrainedModel
+from lmfuse.lessons import Course, courses
 from lmfuse.memory import give_back
 from lmfuse.merge.passthrough import Passthrough
 from lmfuse.merge_recipe import MergeModel, MergeRecipe, takes_base
@@ -28,41 +35,15 @@ from lmfuse.pairs import PAIR_VERSION, load_pair
 from lmfuse.results import read_scores, write_scores
 from lmfuse.safetensors_header import SPELLED
 from lmfuse.store import RowStore
-from lmfuse.teacher import RowTeacher, SourceRows, survey
+from lmfuse.teacher import AuthorTeacher, RowTeacher, SourceRows, survey
 from lmfuse.train.checkpoint import save_model
 from lmfuse.train.loop import train
 from lmfuse.train.reader import Strand
 from lmfuse.train.settings import Training
-from lmfuse.types import DocumentScore
+from lmfuse.types import Document, DocumentScore
 from lmfuse.weights.engine import execute
 from lmfuse.weights.plan import FORMAT as MERGE_FORMAT
 from lmfuse.workspace import ARTEFACT_VERSION, Workspace
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training run with every decision taken: who teaches, and what is known of them on held-out text (nats per byte by domain)."""
-
-    arm: Arm
-    learning_rate: float
-    seed: int
-    teachers: tuple[str, ...] = ()
-    held_out: Mapping[str, Mapping[str, float]] | None = None
-    to_beat: Mapping[str, float] | None = None
-
-
-@dataclass(frozen=True)
-class TrainedModel:
-    """A trained arm on disk, the spec to load it with, and its training log."""
-
-    folder: Path
-    spec: ModelSpec
-
-    @property
-    def curve(self) -> list[dict[str, Any]]:
-        """Return the lines of its training log."""
-        lines: list[dict[str, Any]] = json.loads((self.folder / "training.json").read_text(encoding="utf-8"))["lines"]
-        return lines
 
 
 class Stages:
@@ -71,6 +52,7 @@ class Stages:
     def __init__(self, inputs: Inputs, space: Workspace, console: Console) -> None:
         self.inputs, self.recipe, self.space, self.console = inputs, inputs.recipe, space, console
         self.device = pick_device(self.recipe.device)
+        self.answering = AnswerStages(inputs, space, console, self.device, self._load)
 
     @property
     def specs(self) -> Mapping[str, ModelSpec]:
@@ -95,29 +77,23 @@ class Stages:
                 write_scores(path, score_documents(model, documents, batch_tokens=batch_tokens, turn_ends=turn_ends, progress=advance))
         return read_scores(path)
 
-    def rows_folder(self, label: str) -> Path:
-        """Return where a model's rows over the training windows are, collected or not."""
+    def rows_folder(self, label: str, documents: Sequence[Document] | None = None) -> Path:
+        """Return where a model's rows over the training windows, or over other documents, are, collected or not."""
         spec, settings = self.specs[label], self.recipe.rows.model_dump()
-        identity = [
-            ARTEFACT_VERSION,
-            "rows",
-            self.inputs.facts(label).key,
-            spec.dtype,
-            spec.document_start,
-            self.corpus.key("train"),
-            settings,
-        ]
+        text = self.corpus.key("train") if documents is None else documents_key(documents)
+        identity = [ARTEFACT_VERSION, "rows", self.inputs.facts(label).key, spec.dtype, spec.document_start, text, settings]
         return self.space.artefact("rows", content_key(identity))
 
-    def rows(self, label: str) -> RowStore:
-        """Collect the rows of one model over the training windows."""
-        folder, settings, documents = self.rows_folder(label), self.recipe.rows, self.corpus.splits["train"]
+    def rows(self, label: str, documents: Sequence[Document] | None = None) -> RowStore:
+        """Collect the rows of one model over the training windows, or over other documents."""
+        folder, settings = self.rows_folder(label, documents), self.recipe.rows
         if is_complete(folder):
             return RowStore.open(folder)
-        model = self._load(self.specs[label])
-        with self.console.task(f"collect {label}", model.count_tokens(documents)) as advance:
+        model, read = self._load(self.specs[label]), self.corpus.splits["train"] if documents is None else documents
+        what = f"collect {label}" if documents is None else f"collect {label} on its {len(read):,} elected answers"
+        with self.console.task(what, model.count_tokens(read)) as advance:
             store = collect(
-                model, documents, folder, k=settings.k, batch_tokens=settings.batch_tokens, shard_documents=settings.shard_documents,
+                model, read, folder, k=settings.k, batch_tokens=settings.batch_tokens, shard_documents=settings.shard_documents,
                 precision=settings.precision, progress=advance,
             )  # fmt: skip
         self.space.event("collected", model=label, key=folder.name, **read_manifest(folder).counters)
@@ -127,17 +103,22 @@ class Stages:
         """Return who teaches in a job; None for plain continued training."""
         if not job.teachers:
             return None
-        target, held_out = self.inputs.tokenizer("target"), job.held_out or {}
-        sources = tuple(
-            SourceRows(
-                label,
-                self.rows(label),
-                load_pair(self.inputs.tokenizer(label), target, self.space.cache, job.arm.align, self.corpus.splits["train"]),
-                held_out.get(label, {}),
-            )
-            for label in job.teachers
-        )
+        held_out = job.held_out or {}
+        sources = tuple(SourceRows(label, self.rows(label), self._pair(label, job), held_out.get(label, {})) for label in job.teachers)
         return RowTeacher(sources, job.arm.align, job.arm.fuse, job.to_beat or {})
+
+    def author_teacher(self, job: Job) -> AuthorTeacher:
+        """Return who teaches the elected answers of a job's teachers."""
+        elected = self.answering.elected(job.teachers)
+        sources = tuple(
+            SourceRows(label, self.rows(label, elected.won_by(label)), self._pair(label, job), {}) for label in elected.winners
+        )  # fmt: skip
+        places = {label: place for place, label in enumerate(elected.winners)}
+        return AuthorTeacher(sources, job.arm.align, {name: places[label] for name, label in elected.producers.items()})
+
+    def _pair(self, label: str, job: Job) -> Pair:
+        tokenizers = self.inputs.tokenizer(label), self.inputs.tokenizer("target")
+        return load_pair(*tokenizers, self.space.cache, job.arm.align, self.corpus.splits["train"])
 
     def survey(self, job: Job) -> tuple[dict[str, Any], dict[str, int]]:
         """Count what each teacher of a job contributes to the training text."""
@@ -153,30 +134,57 @@ class Stages:
         sources, counters = json.loads(path.read_text(encoding="utf-8"))
         return sources, counters
 
+    def truth_winners(self, job: Job) -> dict[str, str]:
+        """Return for each training question which teacher of a job is least surprised by the ground truth: per byte, or as its ``fuse`` has it."""
+        fuse = job.arm.fuse if isinstance(job.arm.fuse, MinCE) else MinCE()
+        judging = replace(job, arm=job.arm.model_copy(update={"fuse": replace(fuse, judge="training_text", no_teacher=False)}))
+        teacher, asked = self.teacher(judging), {case.id for case in self.answering.cases}
+        assert teacher is not None, "an arm that reads answers has teachers"
+        costs = {window.id: np.array(teacher.scores(window)) for window in self.corpus.splits["train"] if window.id in asked}
+        return {name: job.teachers[int(np.nanargmin(cost))] for name, cost in costs.items() if not np.isnan(cost).all()}
+
     def trained(self, job: Job) -> TrainedModel:
-        """Train the target as a job says and publish the model."""
-        target, arm = self.recipe.target, job.arm
+        """Train the target as a job says and publish the model; of lessons with a fresh optimizer, one model after the other."""
+        made: TrainedModel | None = None
         settings = replace(self.recipe.train, learning_rate=job.learning_rate, seed=job.seed)
+        todo = courses(job.arm.lessons, job.arm.optimizer, settings.epochs, len(self.corpus.splits["train"]))
+        for number, course in enumerate(todo, start=1):
+            made = self._taught(job, replace(settings, epochs=course.epochs), course, made, last=number == len(todo))
+        assert made is not None, "an arm has one training at least"
+        return made
+
+    def _taught(self, job: Job, settings: Training, course: Course, before: TrainedModel | None, *, last: bool) -> TrainedModel:
+        """Return the model of one training. Those that others begin with are kept in float32: nothing is rounded between lessons."""
+        arm, dtype = job.arm, self.recipe.target.dtype if last else "float32"
         identity = [
             ARTEFACT_VERSION,
             "model",
-            target.dtype,
+            self.recipe.target.dtype,
             settings,
-            self._teaching(job),
+            self._teaching(job if course.truth else replace(job, teachers=())),
             [arm.loss, arm.clm_weight] if job.teachers else None,
             *([self.corpus.key("held_out"), self.recipe.evaluate.batch_tokens] if settings.evaluate_steps else []),  # in its log
         ]
+        if arm.lessons:
+            began = [before.folder.name if before else None, course.first, dtype]
+            identity.append([began, course.truth, course.answers, self._authors(job) if course.answers else None])
         folder = self.space.artefact("models", content_key(identity))
+        spec = replace(self._made(folder, arm.name), dtype=dtype)
         if not is_complete(folder):
             with publish(folder, kind="model", resume=True) as publication:
                 if not publication.reused:
-                    self._train(job, settings, publication.path)
+                    self._train(job, settings, course, before, publication.path, dtype)
                 publication.drop("checkpoints")
                 publication.provenance |= {
                     "arm": arm.name, "learning_rate": job.learning_rate, "seed": job.seed, "target": self.inputs.facts("target").key,
-                    "rows": {label: self.rows_folder(label).name for label in job.teachers},
+                    "rows": {label: self.rows_folder(label).name for label in job.teachers} if course.truth else {},
                 }  # fmt: skip
-        return TrainedModel(folder, self._made(folder, arm.name))
+                if arm.lessons:
+                    publication.provenance |= {"before": before.folder.name if before else None}
+                if course.answers:
+                    publication.provenance |= {"answers": self._authors(job)[1]}
+                    publication.counters |= dict(self.answering.elected(job.teachers).counters)
+        return TrainedModel(folder, spec, before)
 
     def merged(self, merge: MergedArm, parts: Sequence[TrainedModel]) -> TrainedModel:
         """Merge trained arms in weight space, the target being their base, and publish the model."""
@@ -230,22 +238,39 @@ class Stages:
         methods = [job.arm.align, revision, job.arm.fuse, job.held_out, job.to_beat] if rows else None
         return [self.inputs.facts("target").key, self.recipe.target.document_start, self.corpus.key("train"), list(rows.items()), methods]
 
-    def _train(self, job: Job, settings: Training, folder: Path) -> None:
-        documents, arm, teacher = self.corpus.splits["train"], job.arm, self.teacher(job)
-        model = self._load(self.specs["target"])
+    def _authors(self, job: Job) -> list[Any]:
+        """Return what decides over the elected answers of a job and their rows."""
+        elected = self.answering.elected(job.teachers)
+        rows = {label: self.rows_folder(label, elected.won_by(label)).name for label in elected.winners}
+        return [elected.key, rows, job.arm.align, PAIR_VERSION, getattr(job.arm.align, "revision", 1)]
+
+    def _strands(self, job: Job, course: Course) -> list[Strand]:
+        """Return the texts of one training. Ground truth that weighs nothing stands there all the same: a sample has its place in the order."""
+        documents = self.corpus.splits["train"]
+        strands = [Strand(documents, self.teacher(job) if course.truth else None, course.truth or ((0.0, 0.0),))]
+        if course.answers:
+            strands.append(Strand(self.answering.elected(job.teachers).documents, self.author_teacher(job), course.answers))
+        return strands
+
+    def _train(self, job: Job, settings: Training, course: Course, before: TrainedModel | None, folder: Path, dtype: str) -> None:
+        arm, strands = job.arm, self._strands(job, course)
+        model = self._load(before.spec if before else self.specs["target"])
         tokenizers = [self.inputs.tokenizer(label) for label in job.teachers]
-        aids = load_aids(arm.loss, model.tokenizer, tokenizers, self.space.cache) if teacher else None
-        title = f"train {arm.name} (learning rate {job.learning_rate:g}, seed {job.seed})"
-        by_domain = (lambda document: arm.clm_weight.get(document.domain, arm.loss.clm_weight)) if arm.clm_weight and teacher else None
+        aids = load_aids(arm.loss, model.tokenizer, tokenizers, self.space.cache) if job.teachers else None
+        behind = f", from sample {course.first:,} on" if course.first else ""
+        title = f"train {arm.name} (learning rate {job.learning_rate:g}, seed {job.seed}{behind})"
+        by_domain = (lambda document: arm.clm_weight.get(document.domain, arm.loss.clm_weight)) if arm.clm_weight and job.teachers else None
         evaluate = self._held_out if settings.evaluate_steps else None
-        tracker_folder = self.space.run / "tracker" / f"{arm.name}-{job.learning_rate:g}-{job.seed}"
-        with self.console.task(title, round(model.count_tokens(documents) * settings.epochs)) as advance:
+        part = f"-{course.first}" if course.first else ""
+        tracker_folder = self.space.run / "tracker" / f"{arm.name}-{job.learning_rate:g}-{job.seed}{part}"
+        read = [document for strand in strands if any(weight for _, weight in strand.weight) for document in strand.documents if document]
+        with self.console.task(title, round(model.count_tokens(read) * settings.epochs)) as advance:
             train(
-                model, [Strand(documents, teacher)], arm.loss, settings, folder, aids=aids, document_weight=by_domain, evaluate=evaluate,
+                model, strands, arm.loss, settings, folder, first=course.first, aids=aids, document_weight=by_domain, evaluate=evaluate,
                 progress=advance, tracker_folder=tracker_folder,
                 on_event=lambda event: self.space.event("train", arm=arm.name, **event),
             )  # fmt: skip
-        save_model(model, folder, dtype=self.recipe.target.dtype, source=local_folder(self.specs["target"]))
+        save_model(model, folder, dtype=dtype, source=local_folder(self.specs["target"]))
 
     def _held_out(self, model: LanguageModel) -> dict[str, float]:
         """Return bits per byte on held-out text by domain, while a model is trained."""

@@ -6,12 +6,13 @@ Nothing aligned is kept on disk: aligning again costs less than reading it back 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from lmfuse.align.pair import Pair
+from lmfuse.fuse.blend import take
 from lmfuse.store import RowStore
 from lmfuse.types import Alignment, Document, Encoding, Fused, Rows
 
@@ -76,6 +77,28 @@ class RowTeacher:
     def __call__(self, document: Document, encoding: Encoding) -> Fused:
         """Return one teacher row per token of the target's encoding."""
         return self.fuse(self.alignments(document, encoding), np.asarray(self.scores(document)))
+
+
+@dataclass(frozen=True)
+class AuthorTeacher:
+    """Each text is taught by the model that wrote it.  ProFuser's inference mode, arXiv:2408.04998
+
+    Attributes:
+        sources: the authors, each with the rows over its own texts.
+        authors: the place among them of a text's author, by the document's id.
+    """
+
+    sources: tuple[SourceRows, ...]
+    align: AlignCallable
+    authors: Mapping[str, int]
+
+    def __call__(self, document: Document, encoding: Encoding) -> Fused:
+        """Return the author's row for each token of the target's encoding."""
+        place = self.authors[document.id]
+        source = self.sources[place]
+        alignment = self.align(source.store[document.id], encoding, source.pair)
+        fused = take([alignment], np.where(alignment.taught, 0, -1))
+        return replace(fused, winner=np.where(fused.taught, place, -1))
 
 
 @dataclass(frozen=True)

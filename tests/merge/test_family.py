@@ -15,7 +15,7 @@ METHODS = get_args(get_args(MergeMethod)[0])
 
 
 def test_all_methods_are_there():
-    names = "linear slerp multislerp karcher task_arithmetic ties dare della model_stock varm sce passthrough"
+    names = "linear slerp multislerp karcher task_arithmetic ties dare della model_stock varm sce fisher reg_mean passthrough"
     assert [method().name for method in METHODS] == names.split()
 
 

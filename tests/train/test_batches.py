@@ -63,6 +63,21 @@ def test_a_plan_reads_each_document_once_an_epoch_and_can_begin_anywhere(length_
         assert [[batch.tolist() for batch in step] for step in planned_steps(lengths, settings, start)] == whole[start:]
 
 
+def test_a_training_goes_on_in_the_stream_behind_another_one():
+    lengths, one, two = (
+        np.arange(1, 8),
+        Training(batch_documents=2, accumulation=1, epochs=3 / 7),
+        Training(batch_documents=2, accumulation=1),
+    )
+
+    def read(settings, first=0):
+        return [place for step in planned_steps(lengths, settings, first=first) for batch in step for place in batch.tolist()]
+
+    assert len(read(one)) == 3
+    assert sorted(read(one) + read(Training(batch_documents=2, accumulation=1, epochs=4 / 7), first=3)) == list(range(7))
+    assert sorted(read(two, first=3)) == sorted(stream(7, two.seed, 3, 10).tolist())
+
+
 def test_length_blocks_limit_padding_and_their_steps_are_shuffled():
     lengths = np.random.default_rng(1).integers(1, 500, 256)
 

@@ -116,3 +116,19 @@ def test_strands_that_do_not_fit_are_refused(strands, message):
 def test_weights_are_linear_between_their_knots():
     ramp = Strand([], weight=((0.0, 1.0), (0.25, 1.0), (0.75, 0.1)))
     assert [ramp.weight_at(share) for share in np.linspace(0, 1, 5)] == pytest.approx([1.0, 1.0, 0.55, 0.1, 0.1])
+
+
+def test_a_step_without_any_text_that_weighs_something_is_counted_and_moves_no_weight(tmp_path):
+    people = texts(4, seed=1)
+    model = tiny(tmp_path / "model")
+    before = weights_of(model)
+    log = train(model, [Strand(people, weight=((0.0, 0.0),)), Strand([None] * 4)], KL(), quick(batch_documents=2), tmp_path / "run")
+    assert (log.steps, log.skipped_steps, log.positions) == (2, 2, 0)
+    assert all(torch.equal(before[name], weight) for name, weight in weights_of(model).items())
+
+
+def test_samples_that_were_read_before_are_part_of_what_a_run_is(tmp_path):
+    for first in (0, 2):
+        train(tiny(tmp_path / "model"), [Strand(texts(6))], KL(), quick(epochs=0.5), tmp_path / str(first), first=first)
+    with pytest.raises(InputError):
+        train(tiny(tmp_path / "model"), [Strand(texts(6))], KL(), quick(epochs=0.5), tmp_path / "0", first=2)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch import Tensor
 from lmfuse.artefacts import content_key
 from lmfuse.errors import InputError, ModelError
 from lmfuse.evaluate.bits_per_byte import score_documents
+from lmfuse.evaluate.choices import Question, score_choices
 from lmfuse.evolution.models import Model
 from lmfuse.evolution.scores import UnitScore
 from lmfuse.models import LanguageModel, ModelSpec, load_model
@@ -47,8 +48,40 @@ class Fitness(Protocol):
         ...
 
 
+class _Reader:
+    """How children become models that can be read; for measures that have a ``spec`` and a ``device``."""
+
+    spec: ModelSpec
+    device: str
+
+    def _loaded(self, model: Model) -> LanguageModel:
+        return load_model(replace(self.spec, model=str(model)), self.device) if isinstance(model, Path) else self._with_weights(model)
+
+    @cached_property
+    def _held(self) -> LanguageModel:
+        return load_model(self.spec, self.device)
+
+    def _with_weights(self, weights: Mapping[str, Tensor]) -> LanguageModel:
+        module = self._held.module
+        with torch.no_grad():
+            own = module.state_dict()
+            if unknown := sorted(set(weights) - set(own)):
+                raise ModelError(f"{self.spec.model}: has no tensor {unknown[0]}", "name one of the parents")
+            for name, tensor in weights.items():
+                own[name].copy_(tensor)
+        given = {own[name].data_ptr() for name in weights}
+        for name, tensor in module.named_parameters():
+            if tensor.data_ptr() not in given:
+                raise ModelError(f"a child has no tensor {name}", "name one of the parents")
+        return self._held
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the loaded model behind: every worker loads its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_held"}
+
+
 @dataclass(frozen=True)
-class BitsPerByte:
+class BitsPerByte(_Reader):
     """The bits that a model needs for a byte of text, negative; a unit is a document, or the windows that one was cut into.
 
     Attributes:
@@ -82,9 +115,8 @@ class BitsPerByte:
             InputError: a document is longer than the model's context, or has no byte that the model can represent.
             ModelError: the model cannot be used.
         """
-        loaded = load_model(replace(self.spec, model=str(model)), self.device) if isinstance(model, Path) else self._with_weights(model)
         pieces = [(unit, piece) for unit in units for piece in self.windows[unit]]
-        found = score_documents(loaded, [piece for _, piece in pieces], batch_tokens=self.batch_tokens)
+        found = score_documents(self._loaded(model), [piece for _, piece in pieces], batch_tokens=self.batch_tokens)
         bits, sizes = dict.fromkeys(units, 0.0), dict.fromkeys(units, 0)
         for (unit, _), score in zip(pieces, found, strict=True):
             bits[unit] += score.nll_nats / math.log(2)
@@ -94,27 +126,42 @@ class BitsPerByte:
                 raise InputError(f"{unit}: no byte of it can be measured", "leave it out")
         return [UnitScore(-bits[unit], sizes[unit], self.windows[unit][0].domain) for unit in units]
 
-    @cached_property
-    def _held(self) -> LanguageModel:
-        return load_model(self.spec, self.device)
 
-    def _with_weights(self, weights: Mapping[str, Tensor]) -> LanguageModel:
-        module = self._held.module
-        with torch.no_grad():
-            own = module.state_dict()
-            if unknown := sorted(set(weights) - set(own)):
-                raise ModelError(f"{self.spec.model}: has no tensor {unknown[0]}", "name one of the parents")
-            for name, tensor in weights.items():
-                own[name].copy_(tensor)
-        given = {own[name].data_ptr() for name in weights}
-        for name, tensor in module.named_parameters():
-            if tensor.data_ptr() not in given:
-                raise ModelError(f"a child has no tensor {name}", "name one of the parents")
-        return self._held
+@dataclass(frozen=True)
+class ChoiceAccuracy(_Reader):
+    """Whether a model finds the right answer to a question the likeliest, 1 or 0; a unit is a question, its domain the group.
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the loaded model behind: every worker loads its own."""
-        return {name: value for name, value in self.__dict__.items() if name != "_held"}
+    Attributes:
+        questions: by unit.
+        spec, batch_tokens, device: as for ``BitsPerByte``.
+        by: how answers of different lengths are compared, see ``ChoiceScore.chosen``.
+    """
+
+    questions: Mapping[str, Question]
+    spec: ModelSpec
+    by: Literal["bytes", "sum"] = "bytes"
+    batch_tokens: int = 4096
+    device: str = "cpu"
+
+    @property
+    def key(self) -> str:
+        """Return a hash of the questions and of how they are read."""
+        held = [self.spec.dtype, self.spec.document_start, self.batch_tokens, self.by, self.device]
+        return content_key(["choices", {unit: [each.id, each.domain] for unit, each in self.questions.items()}, held])
+
+    @property
+    def contents(self) -> dict[str, tuple[str, ...]]:
+        """Return the id of the question of each unit."""
+        return {unit: (each.id,) for unit, each in self.questions.items()}
+
+    def __call__(self, model: Model, units: Sequence[str]) -> list[UnitScore]:
+        """Return 1 for each question that is answered rightly.
+
+        Raises:
+            InputError, ModelError: see ``score_choices``.
+        """
+        found = score_choices(self._loaded(model), [self.questions[unit] for unit in units], batch_tokens=self.batch_tokens)
+        return [UnitScore(float(each.is_right(self.by)), 1, each.question.domain) for each in found]
 
 
 @dataclass(frozen=True)

@@ -106,8 +106,8 @@ class FolderParents:
         """Return a hash of all weights, and of how they become a child's."""
         return content_key([[model.key for model in self.opened], self.num_parents, self.dtype])
 
-    def plan(self, expression: Expression, genome: Genome, note: str = "") -> MergePlan:
-        """Return the merge that makes a child.
+    def plan(self, expression: Expression, genome: Genome, note: str = "", notes: Sequence[str] = ()) -> MergePlan:
+        """Return the merge that makes a child; ``note`` and ``notes`` are for its card: the recipe, and what there is to say of it.
 
         Raises:
             ValueError: the genome has numbers that the method does not take.
@@ -117,7 +117,7 @@ class FolderParents:
         config = result_config(self.opened[0], self._dtype(self.names[0]), num_rows=self.united.num_rows)
         united = self.united if any(self.united.row_maps) else self.united.ground
         base = self.num_parents if self.has_base else None
-        plan = MergePlan(self.opened, tensors, config, united, warnings=self.warnings, recipe_text=note, base=base)
+        plan = MergePlan(self.opened, tensors, config, united, tuple(notes), self.warnings, note, base)
         check_plan(plan)
         return plan
 
@@ -164,6 +164,6 @@ class FolderParents:
         """Leave weights behind: every worker reads them itself."""
         return {name: value for name, value in self.__dict__.items() if name != "_in_memory"}
 
-    def publish(self, expression: Expression, genome: Genome, out: Path, note: str) -> None:
+    def publish(self, expression: Expression, genome: Genome, out: Path, note: str, notes: Sequence[str] = ()) -> None:
         """Write the model's folder, with a card."""
-        execute(self.plan(expression, genome, note), out)
+        execute(self.plan(expression, genome, note, notes), out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,7 +59,7 @@ class Materialise(Protocol):
         """
         ...
 
-    def publish(self, expression: Expression, genome: Genome, out: Path, note: str) -> None:
+    def publish(self, expression: Expression, genome: Genome, out: Path, note: str, notes: Sequence[str] = ()) -> None:
         """Write a model that stays; the same call finds it there."""
         ...
 
@@ -168,10 +168,10 @@ class MemoryParents:
         """Give the weights of a child; nothing is written."""
         yield self.made(expression, genome)
 
-    def publish(self, expression: Expression, genome: Genome, out: Path, note: str) -> None:
+    def publish(self, expression: Expression, genome: Genome, out: Path, note: str, notes: Sequence[str] = ()) -> None:
         """Write ``model.safetensors``."""
         with publish(out, kind="evolved weights") as publication:
-            publication.provenance["note"] = note
+            publication.provenance |= {"note": note, **({"notes": list(notes)} if notes else {})}
             (publication.path / "model.safetensors").write_bytes(_bytes(self.made(expression, genome)))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from lmfuse.disk import write_atomic
 from lmfuse.evaluate.paired import Comparison
+from lmfuse.evolution.scores import Scores
 from lmfuse.evolution.search import Step
 from lmfuse.evolve.genome import Genome, Parent
 from lmfuse.evolve.program import parts_of, program
@@ -24,6 +25,7 @@ class Arm:
         genome: what it is.
         evolve, select, report: its scores on the three splits, None where it was not scored on one.
         ahead: how far the winner is ahead of it on ``report``, with a 95% interval of the paired bootstrap over units; None for itself.
+        by_unit: what it scored on each unit of ``report``; no part of the file.
     """
 
     label: str
@@ -32,6 +34,7 @@ class Arm:
     select: float | None = None
     report: float | None = None
     ahead: Comparison | None = None
+    by_unit: Scores = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lmfuse.artefacts import content_key, lock
@@ -29,7 +29,16 @@ from lmfuse.evolve.genome import Genome, Parent
 
 FORMAT = 2  # of what a search does; a change here is another search
 JOURNAL, RESULT, WINNER, SCRATCH = "journal.jsonl", "result.json", "model", "scratch"
-OURS = {JOURNAL, RESULT, WINNER, SCRATCH, f"{WINNER}.partial", f"{WINNER}.lock", f"{WINNER}.partial.lock"}
+BESIDE = {"recipe.yaml", "report"}  # what the command line adds to a search's folder
+OURS = {JOURNAL, RESULT, WINNER, SCRATCH, *BESIDE, f"{WINNER}.partial", f"{WINNER}.lock", f"{WINNER}.partial.lock"}
+
+
+@dataclass(frozen=True)
+class About:
+    """What a winner's card says: sentences on how it was made and what was measured, and the recipe as YAML, with a line's end."""
+
+    notes: tuple[str, ...] = ()
+    recipe: str = ""
 
 
 def evolve(
@@ -41,6 +50,7 @@ def evolve(
     *,
     workers: int = 1,
     progress: Callable[[Step], None] | None = None,
+    about: Callable[[Outcome], About] | None = None,
 ) -> Outcome:
     """Evolve models and return the winner, with scores that neither evolution nor selection has seen.
 
@@ -57,6 +67,7 @@ def evolve(
         out: a folder that is not there, or empty, or of the same search.
         workers: processes that judge children; they change nothing but the time.
         progress: is told each child's fate.
+        about: what the winner's card says beyond which search it is of.
 
     Raises:
         BusyError: another process writes the same folder.
@@ -64,7 +75,7 @@ def evolve(
             a folder that holds something else.
         ResourceError: memory or disk do not suffice.
     """
-    exam, expression = Exam(splits), _checked(settings, parents)
+    exam, expression = Exam(splits), checked(settings, parents)
     identity = content_key([FORMAT, _kinds(settings), settings, parents.key, list(parents.labels), fitness.key, splits])
     splits.check_contents(getattr(fitness, "contents", {}))
     _refuse_foreign(out)
@@ -83,13 +94,18 @@ def evolve(
         finally:
             journal.close()
             shutil.rmtree(out / SCRATCH, ignore_errors=True)
-        parents.publish(expression, outcome.winner, out / WINNER, note=f"search: {identity}\n")
+        said = About() if about is None else about(outcome)
+        parents.publish(expression, outcome.winner, out / WINNER, note=f"{said.recipe}# search: {identity}\n", notes=said.notes)
         outcome.write(out / RESULT)
         return outcome
 
 
-def _checked(settings: SearchSettings, parents: Materialise) -> Expression:
-    """Return how genomes become weights, once settings and parents are known to fit."""
+def checked(settings: SearchSettings, parents: Materialise) -> Expression:
+    """Return how genomes become weights, once settings and parents are known to fit.
+
+    Raises:
+        InputError: they contradict each other.
+    """
     settings.check()
     settings.budget.check(1)
     _check_labels(parents.labels)
@@ -253,6 +269,6 @@ class _Run:
             arm = Arm(label, genome, first.get(genome.key), selected.get(genome.key))
             if genome.key in scores:
                 ahead = None if label == "evolved" else compare(scores[winner.key], scores[genome.key], seed=self._settings.seed)
-                arm = replace(arm, report=mean_score(scores[genome.key]), ahead=ahead)
+                arm = replace(arm, report=mean_score(scores[genome.key]), ahead=ahead, by_unit=scores[genome.key])
             arms.append(arm)
         return tuple(arms)

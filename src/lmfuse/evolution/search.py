@@ -118,7 +118,7 @@ class Search:
         """
         settings = self._settings
         distributed = settings.method.by_generation  # children are drawn, nobody has a slot from the start
-        want = len(parents) if distributed else max(settings.size or 0, settings.method.min_members, len(parents))
+        want = settings.population(len(parents))
         settings.budget.check(1 if self._expression.with_merger else want)
         members = self._merged_first(parents, want) if self._expression.with_merger else self._first(parents, want)
         try:

@@ -100,6 +100,10 @@ class SearchSettings:
     threads: Annotated[int, Field(ge=1)] = 1
     seed: int = 0
 
+    def population(self, num_parents: int) -> int:
+        """Return how many members there are."""
+        return num_parents if self.method.by_generation else max(self.size or 0, self.method.min_members, num_parents)
+
     def check(self) -> None:
         """Raise InputError where settings contradict each other."""
         name = getattr(self.method, "name", type(self.method).__name__)

@@ -17,7 +17,8 @@ class KL(SparseLoss):
 
     ``loss = lambda * -log q(truth) + (1 - lambda) * sum_k p_k (log p_k - log q_k)`` at taught positions, ``-log q(truth)`` elsewhere.
 
-    - ``clm_weight``: lambda, the share of the true token.
+    - ``clm_weight``: lambda, the share of the true token. ProFuser's form, ``-log q(truth) + beta * KL`` (arXiv:2408.04998), is the same up to a factor
+      with ``lambda = 1 / (1 + beta)``; a recipe may say ``beta`` instead, for any loss.
     - ``clm_weight_end``: lambda at the end of the training, in a straight line; none: it stays. 1.0 is FuseLLM's ``hard_and_decay``.
     - ``tail``: ``bucket`` sets the teacher's mass outside its candidates against the student's mass outside them, as one more outcome;
       ``renormalise`` drops it and stretches the candidates to 1, as published.

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from jaxtyping import Float
 
 from lmfuse.merge.family import About, Merge
+from lmfuse.merge.informed import Informed
 from lmfuse.merge.piece import Piece, Tensor, cuts
 
 
@@ -32,6 +33,34 @@ def merge_tensors(
     """
     models = [{name: source} for source in sources]
     return merge_models(method, models, None if base is None else {name: base}, counters)[name]
+
+
+def merge_informed(
+    method: Informed,
+    sources: Sequence[Float[Tensor, "..."]],
+    statistics: Sequence[Float[Tensor, "..."]] | None,
+    name: str = "tensor",
+    counters: Counter[str] | None = None,
+) -> Float[Tensor, "..."]:
+    """Merge one tensor of several models by a method that needs statistics, given those of each model for this tensor, or None.
+
+    Raises:
+        ValueError: the number of sources, or a shape, does not fit.
+    """
+    import torch
+
+    method.check_sources(len(sources), has_base=False)
+    shape, counted = tuple(sources[0].shape), Counter[str]() if counters is None else counters
+    steps = method.begin(About((name,), (shape,), len(sources), sources[0].numel(), counted), lambda _: statistics)
+    try:
+        next(steps)
+    except StopIteration as stop:
+        combine = stop.value
+    else:
+        raise ValueError(f"{name}: the method looks at its sources, expected one that knows enough")
+    rows = torch.stack([each.reshape(-1) for each in sources])
+    merged = [combine(Piece(name, start, shape, rows[:, start:stop], None)) for start, stop in cuts(shape, method.needs_rows)]
+    return torch.cat(merged).view(shape).to(sources[0].dtype)
 
 
 def merge_models(

@@ -12,6 +12,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from lmfuse.catalogue import MergeMethod
 from lmfuse.errors import RecipeError, did_you_mean
 from lmfuse.merge.family import Merge
+from lmfuse.merge.informed import Informed
+from lmfuse.merge_recipe.informed import check_statistics
 from lmfuse.models import ModelSpec
 from lmfuse.schema_errors import problems
 from lmfuse.yaml_strict import dump_yaml
@@ -150,6 +152,7 @@ class MergeRecipe(_Section):
         slices: the result's layers from first to last, each a run of layers of some models; by default all layers of all models.
             What stands before the layers is made like the first slice, what stands behind like the last.
         max_shard_gb: the most 10^9 bytes of tensors in one weight file, unless one tensor is larger.
+        statistics: for ``fisher`` and ``reg_mean``, the folders that ``lmfuse statistics`` wrote, one for each source.
     """
 
     models: tuple[MergeModel, ...] = Field(min_length=1)
@@ -161,6 +164,7 @@ class MergeRecipe(_Section):
     overrides: Overrides = ()
     slices: tuple[Slice, ...] = ()
     max_shard_gb: float = Field(5.0, gt=0, allow_inf_nan=False)
+    statistics: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _fits(self) -> MergeRecipe:
@@ -181,6 +185,8 @@ class MergeRecipe(_Section):
             raise ValueError(f"tokenizer: {did_you_mean(str(self.tokenizer), ['base', 'union', *labels])}")
         if self.tokenizer in ("base", "union") and self.tokenizer in labels and self.tokenizer != self.donor:
             raise ValueError(f"tokenizer: {self.tokenizer!r} is also the name of a model; give that model another name")
+        if self.statistics:
+            check_statistics(self)
         _check_slices(self)
         _check_sources(self)
         _check_overrides(self)
@@ -252,8 +258,10 @@ def _check_sources(recipe: MergeRecipe) -> None:
     for where, part in parts(recipe):
         sources = recipe.sources_of(part)
         present = recipe.labels if part is None else [source.model for source in part.sources]
+        method = recipe.method
+        check = method.check_sources if isinstance(method, Informed) and recipe.statistics else method.check
         try:
-            recipe.method.check(len(sources), recipe.base in present)
+            check(len(sources), recipe.base in present)
         except ValueError as error:
             raise ValueError(f"{where}{error}") from None
         for name in (name for name, per_source in parameters_of(recipe.method.name).items() if per_source):

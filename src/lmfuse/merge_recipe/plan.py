@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lmfuse.errors import RecipeError
+from lmfuse.merge.informed import Informed
 from lmfuse.merge_recipe import MergeModel, MergeRecipe, takes_base
 from lmfuse.merge_recipe.layers import Origin, depths, origins
 from lmfuse.merge_recipe.reach import refuse_unheard
@@ -21,6 +22,7 @@ from lmfuse.weights.check import check_models, check_plan, is_computed, is_vocab
 from lmfuse.weights.files import result_config
 from lmfuse.weights.plan import MergePlan, OpenedModel, OutputTensor, TensorRef, UnitedVocabulary, open_models
 from lmfuse.weights.read import DTYPES
+from lmfuse.weights.statistics import StatisticsFolder, WithStatistics, open_statistics
 from lmfuse.weights.vocabulary import unite_vocabularies
 
 
@@ -69,7 +71,7 @@ def make_merge_plan(recipe: MergeRecipe, beside: Path, cache: Path | None = None
     names = {model.label: tuple(name for name in model.tensors if not is_computed(name, model.entry(name))) for model in models}
     places = tuple(origins(recipe, names | {recipe.donor: agreement.names}))
     refuse_unheard(recipe, places)
-    made = _Tensors(recipe, models, united)
+    made = _Tensors(recipe, models, united, _statistics(recipe, models, beside))
     tensors = tuple(map(made.output, places))
     config, warnings = _config(recipe, models[donor], united, tensors)
     if united.ground != donor:
@@ -109,11 +111,24 @@ def _check_template(models: Sequence[OpenedModel], ground: int) -> None:
         )
 
 
+def _statistics(recipe: MergeRecipe, models: Sequence[OpenedModel], beside: Path) -> tuple[StatisticsFolder, ...]:
+    if not isinstance(recipe.method, Informed):
+        return ()
+    sources = [models[recipe.labels.index(label)] for label in recipe.sources_of()]
+    return open_statistics([beside / Path(each).expanduser() for each in recipe.statistics], recipe.method, sources)
+
+
 class _Tensors:
     """The tensors of a result, one by one."""
 
-    def __init__(self, recipe: MergeRecipe, models: Sequence[OpenedModel], united: UnitedVocabulary) -> None:
-        self.recipe, self.models, self.united = recipe, models, united
+    def __init__(
+        self,
+        recipe: MergeRecipe,
+        models: Sequence[OpenedModel],
+        united: UnitedVocabulary,
+        statistics: tuple[StatisticsFolder, ...] = (),
+    ) -> None:
+        self.recipe, self.models, self.united, self.statistics = recipe, models, united, statistics
         self.index = {model.label: i for i, model in enumerate(models)}
         self._mixed: Counter[tuple[str, ...]] = Counter()  # types of the sources, of the base, and of the result
 
@@ -133,7 +148,10 @@ class _Tensors:
         entries = [self.models[ref.model].entry(ref.name) for ref in sources]
         like, dtype = entries[0], self._dtype(entries, None if base is None else self.models[base.model].entry(base.name))
         shape = (self.united.num_rows, *like.shape[1:]) if is_vocabulary_tensor(place.name) else like.shape
-        return OutputTensor(place.name, shape, dtype, method_at(recipe, origin.part, place), sources, base)
+        method = method_at(recipe, origin.part, place)
+        if isinstance(method, Informed):
+            method = WithStatistics.of(method, self.statistics)
+        return OutputTensor(place.name, shape, dtype, method, sources, base)
 
     def _ref(self, label: str, name: str) -> TensorRef:
         index = self.index[label]
@@ -183,5 +201,8 @@ def _portable(recipe: MergeRecipe, models: Sequence[OpenedModel]) -> MergeRecipe
     """Return the recipe without this machine's paths, with the commits that hub models stand at."""
     named = [MergeModel(model=each.source, revision=each.revision or None, name=each.label) for each in models]
     return recipe.model_copy(
-        update={"models": tuple(each.model_copy(update={"name": ""}) if each.model.split("/")[-1] == each.name else each for each in named)}
+        update={
+            "models": tuple(each.model_copy(update={"name": ""}) if each.model.split("/")[-1] == each.name else each for each in named),
+            "statistics": tuple(Path(each).name for each in recipe.statistics),
+        }
     )

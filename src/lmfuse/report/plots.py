@@ -22,7 +22,8 @@ STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, 
          "grid.color": "#dddddd", "grid.linewidth": 0.6, "axes.axisbelow": True}  # fmt: skip
 
 
-def _svg(figure: Figure) -> str:
+def as_svg(figure: Figure) -> str:
+    """Return a figure as SVG text, and close it."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
@@ -30,8 +31,8 @@ def _svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def arms_by_domain(report: Mapping[str, Any]) -> str:
-    """Return a dot plot: bits per byte of each arm, one column a domain; lower is better."""
+def arms_by_domain(report: Mapping[str, Any], measure: str = "bits per byte, lower is better") -> str:
+    """Return a dot plot: what each arm was measured at, one column a domain."""
     domains = [*report["domains"], "macro"]
     arms = list(report["arms"])
     with plt.rc_context(STYLE):
@@ -43,25 +44,33 @@ def arms_by_domain(report: Mapping[str, Any]) -> str:
             axis.set(title=domain, yticks=range(len(arms)), yticklabels=arms)
             axis.margins(x=0.15)
         axes[0][0].invert_yaxis()
-        figure.supxlabel("bits per byte, lower is better", fontsize=10)
+        figure.supxlabel(measure, fontsize=10)
         figure.tight_layout()
-        return _svg(figure)
+        return as_svg(figure)
 
 
-def intervals(comparisons: Sequence[Mapping[str, Any]]) -> str:
-    """Return a forest plot of paired differences with 95% intervals; left of zero the first model is better."""
+def intervals(comparisons: Sequence[Mapping[str, Any]], name: str = "bits per byte", sign: int = -1, things: str = "documents") -> str:
+    """Return a forest plot of paired differences with 95% intervals.
+
+    Args:
+        comparisons: of a report.
+        name: of the measure.
+        sign: -1 where less is better: left of zero the first model is better then; 1 where more is.
+        things: what the interval is over.
+    """
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(7.5, 0.34 * len(comparisons) + 1.0))
         for row, found in enumerate(comparisons):
             low, high = found["ci95"]
-            colour = COLOURS[2] if high < 0 else COLOURS[1] if low > 0 else COLOURS[6]
+            kind = 0 if low <= 0 <= high else 1 if (low > 0) == (sign > 0) else -1
+            colour = {1: COLOURS[2], -1: COLOURS[1], 0: COLOURS[6]}[kind]
             axis.plot([low, high], [row, row], color=colour, linewidth=2)
-            axis.plot(found["mean"], row, "o" if high < 0 else "X" if low > 0 else "s", color=colour)
+            axis.plot(found["mean"], row, {1: "o", -1: "X", 0: "s"}[kind], color=colour)
         axis.axvline(0, color="black", linewidth=1)
         labels = [f"{found['a']} - {found['b']}, {found['domain']}" for found in comparisons]
-        axis.set(yticks=range(len(comparisons)), yticklabels=labels, xlabel="difference in bits per byte, 95% interval over documents")
+        axis.set(yticks=range(len(comparisons)), yticklabels=labels, xlabel=f"difference in {name}, 95% interval over {things}")
         axis.invert_yaxis()
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -75,7 +84,7 @@ def curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             )
         axis.set(xlabel="step", ylabel="cross-entropy, nats per token")
         axis.legend(frameon=False)
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def sources(report: Mapping[str, Any]) -> str:
@@ -92,4 +101,22 @@ def sources(report: Mapping[str, Any]) -> str:
         axis.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 1.18))
         axis.invert_yaxis()
         axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
-        return _svg(figure)
+        return as_svg(figure)
+
+
+def modes(answers: Mapping[str, Any]) -> str:
+    """Return bars for each candidate: how often it is the best one by the ground truth, and by what it says."""
+    names = list(answers["by_source"])
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(7.5, 0.6 * len(names) + 1.0))
+        shown = (("win_rate_truth", "least surprised by the ground truth"), ("win_rate_answers", "best answer"))
+        for offset, (key, label) in enumerate(shown):
+            values = [answers["by_source"][name][key] or 0.0 for name in names]
+            bars = axis.barh(
+                [row + 0.36 * (offset - 0.5) for row in range(len(names))], values, height=0.33, color=COLOURS[offset], label=label
+            )
+            axis.bar_label(bars, fmt="%.3f", padding=3, fontsize=8)
+        axis.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 1.18), xlabel="share of the questions")
+        axis.invert_yaxis()
+        axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.3), ncols=2)
+        return as_svg(figure)

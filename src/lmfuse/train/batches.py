@@ -42,17 +42,20 @@ def stream(num_documents: int, seed: int, begin: int, end: int) -> Int[np.ndarra
     return np.concatenate([permutation(num_documents, seed, epoch) for epoch in epochs])[begin - first : end - first]
 
 
-def planned_steps(lengths: Integer[np.ndarray, "B"], settings: Training, start: int = 0) -> Iterator[list[Int[np.ndarray, "N"]]]:
+def planned_steps(
+    lengths: Integer[np.ndarray, "B"], settings: Training, start: int = 0, first: int = 0
+) -> Iterator[list[Int[np.ndarray, "N"]]]:
     """Yield for each step from ``start`` on its micro-batches of document indices, the longest documents first.
 
     Blocks of ``length_block`` steps are sorted by length, cut into steps, and the steps shuffled; every step depends on seed and
     position only. Longest first: memory that does not suffice shows at the first step, not in the night.
+    ``first`` documents of the stream were read before, by another training.
     """
     block_documents = settings.length_block * settings.step_documents
     total = settings.read_documents(len(lengths))
     for block in range(start // settings.length_block, -(-total // block_documents)):
         begin = block * block_documents
-        documents = stream(len(lengths), settings.seed, begin, min(begin + block_documents, total))
+        documents = stream(len(lengths), settings.seed, first + begin, first + min(begin + block_documents, total))
         steps = _cut(_longest_first(documents, lengths) if settings.length_block > 1 else documents, settings.step_documents)
         order = permutation(len(steps), settings.seed, (1 << 63) + block)  # epochs never get this far
         skip = max(0, start - block * settings.length_block)

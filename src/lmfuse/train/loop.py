@@ -41,6 +41,7 @@ def train(
     settings: Training,
     folder: Path,
     *,
+    first: int = 0,
     aids: Aids | None = None,
     document_weight: DocumentWeight | None = None,
     evaluate: Evaluate | None = None,
@@ -65,6 +66,7 @@ def train(
             where it has nothing to say; a strand without a teacher is plain continued training.
         loss: how the teacher's rows are compared, and ``clm_weight``, which moves linearly to ``clm_weight_end`` where that is set.
         folder: holds ``checkpoints/`` and, at the end, ``training.json``.
+        first: the samples that a training before this one has read: this one goes on in the same order.
         aids: what the loss wants to know of vocabularies (``loss.wants``).
         document_weight: ``clm_weight`` for one document, instead of the loss's own.
         evaluate: called every ``evaluate_steps`` steps and after the last, with the model in evaluation mode; its values are logged.
@@ -84,11 +86,12 @@ def train(
     prepare_model(model, settings)
     known = None if aids is None else aids.to(accelerator.device)
     forward, optimizer = accelerator.prepare(Forward(model, loss, settings.chunk, known), adamw(model.module, settings))
-    identity = run_identity(model, settings, loss, [_identity(strand, document_weight) for strand in strands])
+    before = [first] if first else []
+    identity = run_identity(model, settings, loss, [_identity(strand, document_weight) for strand in strands], *before)
     run = Run(model, optimizer, accelerator, settings, folder, num_steps, identity, evaluate, progress, on_event)
     recorder = run.resume()
     reader = Reader(
-        strands, model.tokenizer, settings, lambda step: loss.clm_weight_at(step / num_steps), document_weight, model.context,
+        strands, model.tokenizer, settings, lambda step: loss.clm_weight_at(step / num_steps), document_weight, model.context, first,
         process=accelerator.process_index, num_processes=accelerator.num_processes,
     )  # fmt: skip
     with memory_is_a_resource(), closing(prefetch(reader.steps(start=recorder.step))) as steps:

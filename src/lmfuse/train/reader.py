@@ -93,6 +93,7 @@ class Reader:
         clm_weight: the share of the ground truth at a step.
         document_weight: the same for one document, whatever the step; it goes first where it is given.
         context: the most tokens that the model can read.
+        first: the samples of the stream that were read before, by another training: this one goes on behind them.
         process, num_processes: this process takes every ``num_processes``-th micro-batch of a step.
     """
 
@@ -102,6 +103,7 @@ class Reader:
     clm_weight: Callable[[int], float]
     document_weight: DocumentWeight | None
     context: int
+    first: int = 0
     process: int = 0
     num_processes: int = 1
 
@@ -114,7 +116,7 @@ class Reader:
         texts = list(zip(*(strand.documents for strand in self.strands), strict=True))
         lengths = np.array([sum(document.num_bytes for document in some if document is not None) for some in texts])
         num_steps = self.settings.num_steps(len(lengths))
-        for index, planned in enumerate(planned_steps(lengths, self.settings, start), start):
+        for index, planned in enumerate(planned_steps(lengths, self.settings, start, self.first), start):
             weights = tuple(strand.weight_at(index / num_steps) for strand in self.strands)
             batches = tuple(self._batches(planned[self.process :: self.num_processes], weights, index))
             yield Step(index, batches or (self._silence(planned[0], index),), weights)

@@ -17,12 +17,14 @@ SAME_AGAIN = re.compile(r"^(a|l)?gpl|^cc-by(-nc)?-sa|^eupl|^mpl|^osl")
 
 
 COUNTED = {  # what a counter means, for so many of something
+    "fisher_without_statistics": "{} had no diagonal of Fisher information: averaged",
     "karcher_no_direction": "{} had no mean direction: the search for their mean began at the first source",
     "karcher_not_converged": "{} had a mean that still moved after the last iteration",
     "karcher_zero_tensor": "{} held zeros only: averaged",
     "model_stock_no_angle": "{} had a source that equals the base: its cosines count as 0",
     "model_stock_opposite": "{} had changes in opposite directions: they stay as in the base",
     "multislerp_no_direction": "{} had no mean direction: averaged",
+    "reg_mean_without_statistics": "{} had no Gram matrices, as nothing but linear layers has: averaged",
     "sce_nothing_selected": "{} were the same in all sources: they stay as in the base",
     "sce_uniform_weights": "{} gave all sources the same weight, as no selected change told them apart",
     "select_by_digits": "{} took three more looks to select from; the result is exact all the same",
