@@ -79,9 +79,11 @@ def test_the_page_stands_alone_and_is_rendered_again(here):
     evolve(here, genes="layer", method={"name": "de_rand_1"})
     page = here / "out" / "report" / "index.html"
     text = page.read_text()
-    assert text.count("<svg") == 4  # generations, arms, intervals, genes
+    child = not json.loads((here / "out" / "report" / "report.json").read_text())["run"]["is_parent"]
+    assert text.count("<svg") == 3 + child  # generations, arms, intervals; a child also has genes
+    assert ("no child was better" in text) == (not child)
     assert "http://" not in text.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "")
-    assert "model.layers.0" in text
+    assert ("model.layers.0" in text) == child
     page.unlink()
     code, said = lmfuse("report", here / "out")
     assert (code, str(page) in said.replace("\n", "")) == (0, True)

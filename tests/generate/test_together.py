@@ -64,7 +64,7 @@ def test_passes_are_shared(monkeypatch):
     monkeypatch.setattr(together, "read_many", lambda wanted: passes.append(len(wanted)) or read(wanted))
     writer.write_many(PROMPTS, WritingSettings(max_bytes=40))
     assert passes[:3] == [4, 4, 4]  # the prompts, a model at a time
-    assert sum(passes) / len(passes) > 2
+    assert sum(passes) / len(passes) > 1.5
 
 
 def test_the_order_of_the_texts_is_kept_and_calls_repeat():
