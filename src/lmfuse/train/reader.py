@@ -121,7 +121,7 @@ class Reader:
             batches = tuple(self._batches(planned[self.process :: self.num_processes], weights, index))
             yield Step(index, batches or (self._silence(planned[0], index),), weights)
 
-    def _batches(self, planned: Sequence[Int[np.ndarray, "N"]], weights: Sequence[float], step: int) -> Iterator[Batch]:
+    def _batches(self, planned: Sequence[Int[np.ndarray, "_"]], weights: Sequence[float], step: int) -> Iterator[Batch]:
         """Yield the batches of some micro-batches of samples, strand by strand; a strand that weighs nothing is not read."""
         for samples in planned:
             for place, (strand, weight) in enumerate(zip(self.strands, weights, strict=True)):
